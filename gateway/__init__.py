@@ -1,0 +1,3 @@
+"""pgsluice: an HTTP SQL gateway in front of any PostgreSQL."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,260 @@
+"""The words of the house: statement, parameter, column, result, principal, grant.
+
+Every dialect reads its requests into these types and writes its answers from
+them; the engine and the drivers speak nothing else.
+
+    >>> Statement("select :id::int", {"id": 7}).parameters
+    {'id': 7}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+Json = Any
+"""A value as `orjson.loads` gives it."""
+
+
+class Typed(NamedTuple):
+    """A parameter value whose PostgreSQL type the caller has fixed.
+
+    `type` is a type name such as `int8`, `float8`, `bool`, `bytea`, `uuid`; `strict`
+    says that it is sent as that type even where PostgreSQL would infer another one.
+    """
+
+    value: Json
+    type: str
+    strict: bool = False
+
+
+Parameters = Sequence[Any] | Mapping[str, Any] | None
+"""A sequence for `$1 …`, a mapping for `:name`, `None` for neither.
+
+A value is JSON (`None`, bool, int, float, str, list, dict) or `Typed`.
+"""
+
+
+class Statement(NamedTuple):
+    """One SQL statement as the caller wrote it, and its values."""
+
+    # NamedTuple, not a frozen dataclass: made for every request, 0.25 µs against 0.58 µs.
+    sql: str
+    parameters: Parameters = None
+
+
+class Kind(Enum):
+    """How the driver hands a value over, and so how an encoder must treat it."""
+
+    BOOL = "bool"  # Python bool
+    INT = "int"  # Python int: int2, int4, int8, oid
+    FLOAT8 = "float8"  # Python float
+    FLOAT4 = "float4"  # str, shortest digits, also NaN and Infinity
+    NUMERIC = "numeric"  # str, scale kept
+    TEXT = "text"  # str, PostgreSQL's own text
+    JSON = "json"  # str holding JSON
+    BYTEA = "bytea"  # str: \x and hex digits
+    DATE = "date"  # str, ISO
+    TIMESTAMP = "timestamp"  # str, ISO, a blank between date and time
+    TIMESTAMPTZ = "timestamptz"  # str, as TIMESTAMP and +00
+
+
+class ArrayKind(NamedTuple):
+    """An array of *element*; values are (nested) lists of what the element gives."""
+
+    element: Kind
+
+
+class Column(NamedTuple):
+    """One column of a result, as PostgreSQL describes it."""
+
+    name: str
+    type: str
+    """`pg_type.typname`: `int8`, `_text`, `mood`; a domain is its base type."""
+    oid: int = 0
+    """`pg_type.oid` of that type."""
+    kind: Kind | ArrayKind = Kind.TEXT
+    table_oid: int = 0
+    """`pg_class.oid` of the table a plain column comes from, else 0."""
+    attribute: int = 0
+    """`pg_attribute.attnum` in that table, else 0."""
+    typmod: int = -1
+
+
+class Result(NamedTuple):
+    """What one statement gave, complete in memory."""
+
+    columns: tuple[Column, ...]
+    """Empty if PostgreSQL sent no row description."""
+    rows: Sequence[Sequence[Any]]
+    """Values as the `Kind` of their column says; `None` is SQL NULL."""
+    row_count: int
+    """From the command tag; 0 where it holds no number."""
+    command: str
+    """The first words of the command tag: `SELECT`, `INSERT`, `CREATE TABLE`."""
+    has_rows: bool
+    """Whether PostgreSQL sent a row description (also of zero columns)."""
+    notices: tuple[str, ...] = ()
+    truncated: bool = False
+
+
+class Isolation(Enum):
+    """Transaction isolation levels of PostgreSQL, by their wire name."""
+
+    READ_COMMITTED = "read_committed"
+    REPEATABLE_READ = "repeatable_read"
+    SERIALIZABLE = "serializable"
+
+
+class TransactionMode(NamedTuple):
+    """How a transaction begins."""
+
+    isolation: Isolation | None = None
+    read_only: bool = False
+    deferrable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is calling, proved by a signature or a token."""
+
+    kind: str
+    """`key`, `temp-key`, `iam`, `jwt`, or `gateway`."""
+    subject: str
+    """Stable id: key name, role ARN, or issuer and subject."""
+    issuer: str = "gateway"
+    session: str | None = None
+    """For logs only, never for authorisation."""
+    claims: Mapping[str, Json] = field(default_factory=dict)
+    expires_at: float | None = None
+    """Seconds since the epoch."""
+    key_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one grant may use."""
+
+    statement: float = 45.0
+    """Seconds one statement may take, queue included."""
+    response_bytes: int = 16 * 1024 * 1024
+    """Bytes of a result that must be held in memory, such as RETURNING of a write."""
+    priority: str = "normal"
+    """`normal` or `batch`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a principal may do on one target, decided by the policy."""
+
+    target: str
+    login: str
+    database: str | None = None
+    read_only: bool = False
+    tenant: str = ""
+    """Who is charged for a turn in the queue."""
+    statements: str = "any"
+    """`any` or `dml`."""
+    limits: Limits = field(default_factory=Limits)
+
+
+class Ask(NamedTuple):
+    """What a caller names before anything is known of it: looked up, never dialled."""
+
+    target: str | None = None
+    """A target's name or its resource ARN; `None` is the only or the default one."""
+    secret: str | None = None
+    """A login's name or its secret ARN; `None` is the policy's."""
+    database: str | None = None
+
+
+class Execute(NamedTuple):
+    """Run one statement."""
+
+    ask: Ask
+    statement: Statement
+    transaction: str | None = None
+    timeout: float | None = None
+    """Seconds, the caller's own limit for the statement."""
+    read_only: bool = False
+    max_rows: int | None = None
+    schema: str | None = None
+    """A search_path for this statement alone."""
+    key: str | None = None
+    """The caller's idempotency key."""
+
+
+class ExecuteBatch(NamedTuple):
+    """Run several statements in one transaction: all or nothing."""
+
+    ask: Ask
+    statements: Sequence[Statement]
+    transaction: str | None = None
+    timeout: float | None = None
+    mode: TransactionMode = TransactionMode()
+    schema: str | None = None
+    key: str | None = None
+
+
+class ExecuteMany(NamedTuple):
+    """Run one statement once for each set of parameters, in one transaction."""
+
+    ask: Ask
+    sql: str
+    sets: Sequence[Parameters]
+    transaction: str | None = None
+    timeout: float | None = None
+    mode: TransactionMode = TransactionMode()
+    schema: str | None = None
+    counts: bool = True
+    """Whether the caller wants the row count of each set; without, they are pipelined."""
+    key: str | None = None
+
+
+class Begin(NamedTuple):
+    """Open a transaction that lives across requests."""
+
+    ask: Ask
+    mode: TransactionMode = TransactionMode()
+    idle_timeout: float | None = None
+    """Seconds without a call after which it is rolled back."""
+    schema: str | None = None
+
+
+class End(NamedTuple):
+    """Commit or roll back."""
+
+    transaction: str
+    commit: bool
+    ask: Ask = Ask()
+    key: str | None = None
+
+
+class OpenTransaction(NamedTuple):
+    """An open transaction as its owner sees it."""
+
+    id: str
+    expires_at: float
+    """Seconds since the epoch: when it is rolled back if nobody calls."""
+    idle_timeout: float
+
+
+@dataclass(slots=True)
+class Call:
+    """The circumstances of one request, besides what it asks for."""
+
+    request_id: str
+    deadline: float
+    """Event-loop time by which the caller must have an answer."""
+    received: float
+    """Event-loop time at which the request was complete."""
+    committing: bool = False
+    """COMMIT is on its way: nothing may interrupt the call now."""
+    cancelled: bool = False
+    """Its principal asked for its end."""
+    queued: float = 0.0
+    """Seconds spent waiting for a turn and a connection."""
+    running: float = 0.0
+    """Seconds spent in the database."""
