@@ -1,0 +1,337 @@
+"""JSON values to what PostgreSQL is sent.
+
+The driver takes Python ints, floats, bools and strings, and for every other
+type PostgreSQL's own text; arrays are (nested) lists of those. A string is
+accepted for every type, in PostgreSQL's input syntax, and is the exact way for
+numbers beyond a double.
+
+    >>> encoder(Target("int4", Form.INT, 32))(7)
+    7
+    >>> encoder(Target("numeric", Form.NUMERIC))(19.9)
+    '19.9'
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable
+from enum import Enum
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import orjson
+
+from .errors import InvalidParameter
+
+Encode = Callable[[Any], Any]
+
+
+class Form(Enum):
+    """Families of types that take the same JSON values."""
+
+    BOOL = "bool"
+    INT = "int"
+    FLOAT = "float"
+    NUMERIC = "numeric"
+    STRING = "string"
+    JSON = "json"
+    BYTEA = "bytea"
+    OTHER = "other"
+
+
+class Target(NamedTuple):
+    """The type a value has to become."""
+
+    name: str
+    form: Form
+    bits: int = 0
+    """For INT: 16, 32, 64; 0 is an unsigned 32-bit oid."""
+    element: Target | None = None
+    """For an array: what its elements become."""
+
+
+_FORMS: dict[int, tuple[Form, int]] = {
+    16: (Form.BOOL, 0),
+    20: (Form.INT, 64),
+    21: (Form.INT, 16),
+    23: (Form.INT, 32),
+    26: (Form.INT, 0),
+    700: (Form.NUMERIC, 0),
+    701: (Form.FLOAT, 0),
+    1700: (Form.NUMERIC, 0),
+    25: (Form.STRING, 0),
+    1042: (Form.STRING, 0),
+    1043: (Form.STRING, 0),
+    19: (Form.STRING, 0),
+    705: (Form.STRING, 0),
+    18: (Form.STRING, 0),
+    114: (Form.JSON, 0),
+    3802: (Form.JSON, 0),
+    17: (Form.BYTEA, 0),
+}
+TEXT_OIDS = frozenset({25, 1042, 1043, 19, 705})
+"""Types that PostgreSQL falls back to where nothing tells it another one."""
+
+
+def target(oid: int, name: str, element: Target | None = None) -> Target:
+    """What a parameter of the type *oid* takes."""
+    form, bits = _FORMS.get(oid, (Form.OTHER, 0))
+    return Target(name, form, bits, element)
+
+
+def _wrong(expected: str, value: Any, name: str) -> InvalidParameter:
+    given = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "an array",
+        dict: "an object",
+    }.get(type(value), "a value")
+    return InvalidParameter(f"{given} was given for type {name}", hint=f"give {expected}")
+
+
+_INT = re.compile(r"\s*[+-]?\d+\s*")
+_TRUE = frozenset({"t", "tr", "tru", "true", "y", "ye", "yes", "on", "1"})
+_FALSE = frozenset({"f", "fa", "fal", "fals", "false", "n", "no", "of", "off", "0"})
+
+
+def _bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in _TRUE:
+            return True
+        if word in _FALSE:
+            return False
+    raise _wrong("true or false", value, "bool")
+
+
+def _int(name: str, bits: int) -> Encode:
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if bits else (0, (1 << 32) - 1)
+
+    def encode(value: Any) -> int:
+        if type(value) is not int:
+            if not (isinstance(value, str) and len(value) < 64 and _INT.fullmatch(value)):
+                raise _wrong("a whole number", value, name)
+            value = int(value)
+        if not low <= value <= high:
+            raise InvalidParameter(
+                f"the number is out of range for type {name}", hint=f"{low} to {high}"
+            )
+        return int(value)
+
+    return encode
+
+
+_FLOAT = re.compile(
+    r"\s*[+-]?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|inf(?:inity)?|nan)\s*",
+    re.IGNORECASE,
+)
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise InvalidParameter("the number is out of range for type float8") from None
+    if isinstance(value, str) and len(value) < 2000 and _FLOAT.fullmatch(value):
+        number = float(value)
+        if number in (float("inf"), float("-inf")) and "inf" not in value.lower():
+            raise InvalidParameter("the number is out of range for type float8")
+        return number
+    raise _wrong("a number", value, "float8")
+
+
+def _numeric(name: str) -> Encode:
+    def encode(value: Any) -> str:
+        if isinstance(value, str):
+            return _text(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return repr(value)
+        raise _wrong("a number or a string", value, name)
+
+    return encode
+
+
+def _text(value: str) -> str:
+    if "\0" in value:
+        raise InvalidParameter(
+            "a string holds the character U+0000", hint="PostgreSQL cannot store it in text"
+        )
+    return value
+
+
+def _string(name: str) -> Encode:
+    def encode(value: Any) -> str:
+        if isinstance(value, str):
+            return _text(value)
+        raise _wrong("a string", value, name)
+
+    return encode
+
+
+def _json(name: str) -> Encode:
+    def encode(value: Any) -> str:
+        if isinstance(value, str):
+            return _text(value)
+        return _text(orjson.dumps(value).decode())
+
+    return encode
+
+
+def _bytea(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _wrong("a base64 string", value, "bytea")
+    if value.startswith("\\x"):
+        try:
+            return "\\x" + bytes.fromhex(value[2:]).hex()
+        except ValueError:
+            raise InvalidParameter("the hex digits of a bytea are not valid") from None
+    try:
+        return "\\x" + base64.b64decode(value, validate=True).hex()
+    except (binascii.Error, ValueError):
+        raise InvalidParameter(
+            "the string for type bytea is not base64", hint="or write \\x and hex digits"
+        ) from None
+
+
+def _array(of: Target) -> Encode:
+    element = encoder(of)
+
+    def encode(value: Any) -> Any:
+        if isinstance(value, str):
+            value = read_array(value)
+        if not isinstance(value, list):
+            raise _wrong("an array", value, of.name + "[]")
+        return [
+            (encode(item) if isinstance(item, list) else element(item))
+            if item is not None
+            else None
+            for item in value
+        ]
+
+    def checked(value: Any) -> Any:
+        encoded = encode(value)
+        if (
+            encoded
+            and not isinstance(encoded[0], list)
+            and any(isinstance(item, list) for item in encoded)
+        ):
+            raise InvalidParameter("the array is ragged: elements and arrays side by side")
+        _shape(encoded)
+        return encoded
+
+    return checked
+
+
+def _shape(value: list[Any]) -> tuple[int, ...]:
+    """The dimensions of a nested list; they must be the same everywhere."""
+    if not value or not isinstance(value[0], list):
+        if any(isinstance(item, list) for item in value):
+            raise InvalidParameter("the array is ragged: elements and arrays side by side")
+        return (len(value),)
+    shapes = {_shape(item) if isinstance(item, list) else () for item in value}
+    if len(shapes) != 1:
+        raise InvalidParameter("the array is ragged: its rows differ in length")
+    return (len(value), *shapes.pop())
+
+
+@lru_cache(maxsize=1024)
+def encoder(to: Target) -> Encode:
+    """The function that makes of a JSON value, never `None`, what the driver takes.
+
+    The function raises InvalidParameter for what does not fit.
+    """
+    if to.element is not None:
+        return _array(to.element)
+    if to.form is Form.BOOL:
+        return _bool
+    if to.form is Form.INT:
+        return _int(to.name, to.bits)
+    if to.form is Form.FLOAT:
+        return _float
+    if to.form is Form.NUMERIC:
+        return _numeric(to.name)
+    if to.form is Form.JSON:
+        return _json(to.name)
+    if to.form is Form.BYTEA:
+        return _bytea
+    return _string(to.name)
+
+
+def natural(value: Any) -> str | None:
+    """The type a value has by itself, for a place where PostgreSQL infers none."""
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int8" if -(1 << 63) <= value < 1 << 63 else "numeric"
+    if isinstance(value, float):
+        return "float8"
+    if isinstance(value, dict):
+        return "jsonb"
+    return None
+
+
+_ITEM = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^{},"\\\s](?:[^{},"\\]|\\.)*))\s*', re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_DEPTH = 6
+"""PostgreSQL's limit of dimensions."""
+
+
+def read_array(text: str) -> list[Any]:
+    """PostgreSQL's text of an array as nested lists of strings and `None`.
+
+    >>> read_array('{1,NULL,"a,b"}')
+    ['1', None, 'a,b']
+    """
+    body = text.strip()
+    if body.startswith("["):  # lower bounds, [2:4]={…}
+        body = body[body.find("=") + 1 :].strip()
+    if not body.startswith("{"):
+        raise InvalidParameter("the string is not an array", hint="write {1,2,3}")
+    items, end = _read_items(body, 1, 1)
+    if body[end:].strip():
+        raise InvalidParameter("the string is not an array: there is more after its end")
+    return items
+
+
+def _read_items(text: str, at: int, depth: int) -> tuple[list[Any], int]:
+    malformed = InvalidParameter("the string is not an array", hint="write {1,2,3}")
+    if depth > _DEPTH:
+        raise InvalidParameter(f"an array has at most {_DEPTH} dimensions")
+    items: list[Any] = []
+    while True:
+        while at < len(text) and text[at].isspace():
+            at += 1
+        if at >= len(text):
+            raise malformed
+        if text[at] == "{":
+            nested, at = _read_items(text, at + 1, depth + 1)
+            items.append(nested)
+        elif text[at] == "}" and not items:
+            return items, at + 1
+        else:
+            match = _ITEM.match(text, at)
+            if match is None:
+                raise malformed
+            quoted, bare = match.groups()
+            if quoted is not None:
+                items.append(_ESCAPE.sub(r"\1", quoted))
+            else:
+                word = bare.rstrip()
+                items.append(None if word.upper() == "NULL" else _ESCAPE.sub(r"\1", word))
+            at = match.end()
+        while at < len(text) and text[at].isspace():
+            at += 1
+        if at >= len(text):
+            raise malformed
+        if text[at] == "}":
+            return items, at + 1
+        if text[at] != ",":
+            raise malformed
+        at += 1

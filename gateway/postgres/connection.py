@@ -1,0 +1,355 @@
+"""One connection to PostgreSQL, and what may be done on it.
+
+A subclass of asyncpg's connection that keeps the driver's types in text form,
+runs one prepared statement in one flight, counts the bytes that come back, and
+is cleaned completely behind each request. It leans on private parts of
+asyncpg 0.32, which is why that version is pinned; `tests/postgres` walks each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from ..core.model import Column, Isolation, TransactionMode
+from .types import TypeCatalog
+
+CANARY = "pgsluice_canary"
+NOTICES_KEPT = 20
+
+RESET = (
+    "RESET SESSION AUTHORIZATION;RESET ALL;CLOSE ALL;UNLISTEN *;"
+    "SELECT pg_advisory_unlock_all();DISCARD TEMP;DISCARD SEQUENCES;"
+    # A session's random() can be made predictable for the next one by setseed.
+    "SELECT setseed(('x'||left(gen_random_uuid()::text,7))::bit(28)::int/268435456.0);"
+    # A PREPARE inside a function survives all of the above; DEALLOCATE ALL takes our canary.
+    "SELECT FROM pg_prepared_statements WHERE from_sql OR name='" + CANARY + "'"
+)
+"""One simple query; its last tag is `SELECT 1` if the session is as new."""
+
+CLEAN = "SELECT 1"
+
+_ISOLATION = {
+    Isolation.READ_COMMITTED: " ISOLATION LEVEL READ COMMITTED",
+    Isolation.REPEATABLE_READ: " ISOLATION LEVEL REPEATABLE READ",
+    Isolation.SERIALIZABLE: " ISOLATION LEVEL SERIALIZABLE",
+}
+
+
+class OverBudget(Exception):
+    """A result passed the bytes that it may take; its connection is closed."""
+
+
+class Answer(NamedTuple):
+    """What one Execute message brought."""
+
+    rows: Sequence[Sequence[Any]]
+    tag: str
+    complete: bool
+    """Whether the portal ran to its end."""
+
+
+class Described(NamedTuple):
+    """A prepared statement and what PostgreSQL says of it."""
+
+    state: Any
+    parameters: tuple[int, ...]
+    """Type oids of `$1 …`."""
+    columns: tuple[Column, ...] | None
+    """`None` without a row description."""
+
+
+class _Counter(asyncio.Protocol):
+    """Stands between the socket and the driver, and counts bytes received."""
+
+    def __init__(self, inner: Any, transport: Any) -> None:
+        self.inner = inner
+        self.transport = transport
+        self.left = 1 << 62
+        self.received = 0
+        self.exceeded = False
+
+    def data_received(self, data: bytes) -> None:
+        self.left -= len(data)
+        self.received += len(data)
+        if self.left < 0:
+            self.exceeded = True
+            self.transport.abort()
+            return
+        self.inner.data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.inner.resume_writing()
+
+    def eof_received(self) -> Any:
+        return self.inner.eof_received()
+
+
+class Connection(asyncpg.Connection):
+    """A clean session, lent to one request at a time."""
+
+    __slots__ = (
+        "born",
+        "broken",
+        "catalog",
+        "counter",
+        "described",
+        "expires",
+        "notices",
+        "unsynced",
+    )
+    # The driver's own, which its stubs leave out.
+    _protocol: Any
+    _transport: Any
+    _config: Any
+    _drop_local_statement_cache: Any
+    _get_statement: Any
+    _get_unique_id: Any
+    born: float
+    """Event-loop time at which it was opened."""
+    expires: float
+    """Event-loop time from which it is not lent again."""
+    broken: bool
+    """It must be closed instead of lent again."""
+    described: dict[str, Described]
+
+    def set_up(self, catalog: TypeCatalog) -> None:
+        """Take over a fresh connection: text codecs, byte counter."""
+        self.catalog = catalog
+        self.described = {}
+        self.broken = False
+        self.unsynced = False
+        """Something was prepared: asyncpg sends Flush, so an implicit transaction is open."""
+        self.notices: list[str] = []
+        catalog.prepare(self._protocol.get_settings())
+        self.counter = _Counter(self._protocol, self._transport)
+        self._transport.set_protocol(self.counter)
+
+    def _process_log_message(self, fields: dict[str, str], last_query: str) -> None:
+        if len(self.notices) < NOTICES_KEPT:
+            self.notices.append(f"{fields.get('S', 'NOTICE')}: {fields.get('M', '')}")
+
+    def take_notices(self) -> tuple[str, ...]:
+        """What the server said beside the result, since the last call."""
+        if not self.notices:
+            return ()
+        notices = tuple(self.notices)
+        self.notices.clear()
+        return notices
+
+    async def plant_canary(self) -> None:
+        """Prepare the statement whose absence tells of DEALLOCATE ALL."""
+        self.unsynced = True
+        await self._protocol.prepare(
+            CANARY, "SELECT 1", 5.0, record_class=asyncpg.Record, ignore_custom_codec=True
+        )
+
+    async def _introspect_types(self, typeoids: Any, timeout: float | None) -> Any:
+        missing = self.catalog.missing(typeoids)
+        name = "kept"
+        if missing:
+            budget, self.counter.left = self.counter.left, 1 << 62
+            rows, statement = await asyncpg.Connection._introspect_types(  # type: ignore[attr-defined]
+                self, missing, timeout
+            )
+            self.counter.left = budget
+            self.catalog.learn(rows)
+            name = statement.name
+        # asyncpg looks at the name alone: an anonymous statement has replaced ours.
+        return self.catalog.rows(typeoids), SimpleNamespace(name=name)
+
+    def known(self, sql: str) -> Described | None:
+        """What `describe` would return without asking the server."""
+        return self.described.get(sql)
+
+    async def describe(self, sql: str, timeout: float) -> Described:
+        """Prepare *sql*, or take it from the cache of this connection."""
+        kept = self.described.get(sql)
+        if kept is not None and not kept.state.closed:
+            return kept
+        self.unsynced = True
+        state = await self._get_statement(sql, timeout, named=True)
+        described = self._read_description(state)
+        if len(self.described) >= 2 * self._config.statement_cache_size:
+            self.described.clear()
+        self.described[sql] = described
+        return described
+
+    def _read_description(self, state: Any) -> Described:
+        catalog = self.catalog
+        parameters = tuple(parameter.oid for parameter in state._get_parameters() or ())
+        attributes = state._get_attributes()
+        details = _row_description(state)
+        # A SELECT of no columns has a row description of none; asyncpg shows neither apart.
+        if not attributes and details is None:
+            return Described(state, parameters, None)
+        columns = []
+        for index, attribute in enumerate(attributes or ()):
+            oid = attribute.type.oid
+            facts = catalog.facts(oid)
+            table, number, typmod = (0, 0, -1)
+            if details is not None and index < len(details):
+                table, number, typmod = details[index]
+            columns.append(
+                Column(attribute.name, facts.name, oid, catalog.kind(oid), table, number, typmod)
+            )
+        return Described(state, parameters, tuple(columns) or None)
+
+    async def run(
+        self,
+        described: Described,
+        arguments: Sequence[Any],
+        *,
+        timeout: float,
+        budget: int,
+        limit: int = 0,
+        portal: str = "",
+    ) -> Answer:
+        """Bind and execute in one flight.
+
+        Args:
+            timeout: Seconds; at its end the backend is cancelled and TimeoutError raised.
+            budget: Bytes that may come back; beyond, the connection is closed.
+            limit: Rows at most, 0 for all.
+            portal: Its name; with a name and a limit, `fetch_portal` gets the rest.
+
+        Raises:
+            OverBudget: More bytes came than *budget*.
+        """
+        counter = self.counter
+        counter.left = budget
+        self.unsynced = False
+        try:
+            rows, status, complete = await self._protocol.bind_execute(
+                described.state, arguments, portal, limit, True, timeout
+            )
+        except asyncpg.InvalidCachedStatementError:
+            self.forget()
+            raise
+        except Exception as error:
+            if counter.exceeded:
+                self.broken = True
+                raise OverBudget from error
+            raise
+        finally:
+            counter.left = 1 << 62
+        return Answer(rows, (status or b"").decode("ascii", "replace"), bool(complete))
+
+    async def run_many(
+        self, described: Described, sets: Sequence[Sequence[Any]], *, timeout: float
+    ) -> None:
+        """Execute once for each of *sets*, pipelined; rows are thrown away."""
+        await self._protocol.bind_execute_many(described.state, sets, "", timeout, False)
+
+    def portal_name(self) -> str:
+        """A fresh name for a portal."""
+        return str(self._get_unique_id("portal"))
+
+    async def open_portal(
+        self, described: Described, arguments: Sequence[Any], *, timeout: float
+    ) -> str:
+        """A named portal inside the open transaction, to be read by `fetch_portal`."""
+        name = self.portal_name()
+        await self._protocol.bind(described.state, arguments, name, timeout)
+        return name
+
+    async def fetch_portal(
+        self, described: Described, portal: str, count: int, *, timeout: float, budget: int
+    ) -> Answer:
+        """The next *count* rows of *portal*."""
+        counter = self.counter
+        counter.left = budget
+        try:
+            rows, status, complete = await self._protocol.execute(
+                described.state, portal, count, True, timeout
+            )
+        except Exception as error:
+            if counter.exceeded:
+                self.broken = True
+                raise OverBudget from error
+            raise
+        finally:
+            counter.left = 1 << 62
+        tag = (status or b"").decode("ascii", "replace")
+        return Answer(rows, tag, bool(complete) or len(rows) < count)
+
+    async def quiet(self, timeout: float) -> None:
+        """Wait until a statement that was cancelled has really ended."""
+        if self._protocol._is_cancelling():
+            async with asyncio.timeout(timeout):
+                await self._protocol._wait_for_cancellation()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether PostgreSQL says that a transaction block is open, also a failed one."""
+        return bool(self._protocol.is_in_transaction())
+
+    async def script(self, sql: str, timeout: float) -> str:
+        """Run the gateway's own *sql* as a simple query; return the last command tag."""
+        if self.unsynced and not self._protocol.is_in_transaction():
+            # BEGIN inside that implicit transaction could no longer choose its mode.
+            await self._protocol.query("SELECT 1", timeout)
+        self.unsynced = False
+        tag = await self._protocol.query(sql, timeout)
+        return tag.decode("ascii", "replace") if isinstance(tag, bytes) else str(tag)
+
+    async def begin(
+        self, mode: TransactionMode, timeout: float, extra: str = "", write: bool = True
+    ) -> None:
+        """Open a transaction; *extra* is our own SQL for the same message."""
+        access = "READ ONLY" if mode.read_only or not write else "READ WRITE"
+        level = _ISOLATION[mode.isolation] if mode.isolation else ""
+        deferrable = " DEFERRABLE" if mode.deferrable else ""
+        # With a snapshot taken, the caller can no longer make it READ WRITE.
+        pin = ";SELECT 1" if mode.read_only else ""
+        await self.script(f"BEGIN{level} {access}{deferrable}{extra}{pin}", timeout)
+
+    def forget(self) -> None:
+        """Drop all prepared statements, after DDL or a sign of a foreign DEALLOCATE."""
+        self._drop_local_statement_cache()
+        self.described.clear()
+
+    async def clean(self, timeout: float) -> bool:
+        """Reset the session; `False` if anything is left, then it must be closed."""
+        protocol = self._protocol
+        if self.broken or self.is_closed():
+            return False
+        await self.quiet(timeout)
+        self.notices.clear()
+        if protocol.is_in_transaction():
+            await self.script("ROLLBACK", timeout)
+        return await self.script(RESET, timeout) == CLEAN
+
+    def abort(self) -> None:
+        """Close at once, without a goodbye."""
+        self.broken = True
+        if not self.is_closed():
+            self.terminate()
+
+
+def _row_description(state: Any) -> list[tuple[int, int, int]] | None:
+    """Table oid, attribute number and typmod of each column.
+
+    asyncpg decodes them and keeps them to itself; the garbage collector knows where.
+    """
+    import gc
+
+    for referent in gc.get_referents(state):
+        if (
+            isinstance(referent, list)
+            and referent
+            and isinstance(referent[0], tuple)
+            and len(referent[0]) == 7
+        ):
+            return [(entry[1], entry[2], entry[5]) for entry in referent]
+    return None

@@ -1,0 +1,131 @@
+"""SQLSTATEs and driver errors become the errors of `core.errors`, once."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+import asyncpg
+
+from ..core.errors import (
+    DatabaseError,
+    DatabaseUnavailable,
+    Deadlock,
+    GatewayError,
+    Internal,
+    InvalidParameter,
+    OutcomeUnknown,
+    SerializationFailure,
+    SeveralStatements,
+    StatementCancelled,
+    TransactionFailed,
+)
+
+READ_ONLY = "25006"
+NO_TRANSACTION_BLOCK = "25001"
+INVALID_TERMINATION = "2D000"
+UNTYPED = frozenset({"42P08", "42P18", "42725"})
+"""A parameter's type is ambiguous, indeterminate, or fits several functions."""
+STALE = frozenset({"26000", "0A000"})
+
+_NOT_NOW = frozenset({"53300", "57P03", "57P01", "57P02", "53400", "53000", "53200"})
+_BY_STATE: dict[str, type[DatabaseError]] = {
+    "40001": SerializationFailure,
+    "40P01": Deadlock,
+    "25P02": TransactionFailed,
+}
+
+
+def _fields(error: asyncpg.PostgresError, position: int | None) -> DatabaseError:
+    sqlstate = error.sqlstate or "XX000"
+    kind = _BY_STATE.get(sqlstate, DatabaseError)
+    if position is None:
+        text = getattr(error, "position", None)
+        position = int(text) if text else None
+    return kind(
+        getattr(error, "message", None) or str(error),
+        sqlstate=sqlstate,
+        severity=getattr(error, "severity_en", None) or getattr(error, "severity", None) or "ERROR",
+        hint=getattr(error, "hint", None),
+        detail=getattr(error, "detail", None),
+        where=getattr(error, "context", None),
+        position=position,
+        constraint=getattr(error, "constraint_name", None),
+        table=getattr(error, "table_name", None),
+        column=getattr(error, "column_name", None),
+    )
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """PostgreSQL's own code of *error*, if it is PostgreSQL's."""
+    return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
+
+
+def lost(error: BaseException) -> bool:
+    """Whether the connection went away, so that nothing more can be asked on it."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "").startswith("08") or error.sqlstate in {"57P01", "57P02"}
+    return isinstance(
+        error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError | ConnectionError
+    ) and not isinstance(error, TimeoutError)
+
+
+def unsent(error: BaseException) -> bool:
+    """Whether the driver surely sent nothing: it had seen the end of the session before."""
+    return isinstance(error, asyncpg.InternalClientError) or (
+        isinstance(error, asyncpg.InterfaceError)
+        and ("connection is closed" in str(error) or "been released" in str(error))
+    )
+
+
+def translate(error: BaseException, *, may_have_run: bool = False) -> GatewayError:
+    """*error* in the gateway's words.
+
+    Args:
+        may_have_run: The statement was on its way in a form that commits by itself, so
+            a lost connection leaves its outcome unknown.
+    """
+    if isinstance(error, GatewayError):
+        return error
+    if isinstance(error, asyncpg.PostgresError) and not lost(error):
+        if error.sqlstate == "42601" and "multiple commands" in str(error):
+            return SeveralStatements("Multistatements aren't supported.")
+        if error.sqlstate == "57014":
+            return StatementCancelled("the statement was cancelled")
+        return _fields(error, None)
+    if isinstance(error, asyncpg.DataError | ValueError | UnicodeError) and not isinstance(
+        error, asyncpg.PostgresError
+    ):
+        return InvalidParameter("a value does not fit the type of its parameter")
+    if lost(error):
+        if may_have_run and not unsent(error):
+            return OutcomeUnknown(
+                "the connection was lost while the statement was running",
+                hint="it may have taken effect; read before sending it again",
+            )
+        return DatabaseUnavailable("the connection to the database was lost")
+    if isinstance(error, asyncpg.InterfaceError):
+        return InvalidParameter("the driver refused the statement or its parameters")
+    return Internal(f"unexpected {type(error).__name__}")
+
+
+def translate_connect(error: BaseException) -> GatewayError:
+    """A failure to connect, in the gateway's words; nothing was executed."""
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or ""
+        if state in {"28P01", "28000"}:
+            return DatabaseUnavailable(
+                "the database refused the gateway's login", hint="check the login of this target"
+            )
+        if state == "3D000":
+            return DatabaseUnavailable("the database does not exist", hint="check its name")
+        if state in _NOT_NOW:
+            return DatabaseUnavailable("the database does not accept connections now")
+        return DatabaseUnavailable(f"the database refused the connection ({state})")
+    if isinstance(error, ssl.SSLError):
+        return DatabaseUnavailable(
+            "the TLS certificate of the database cannot be verified", hint="check cafile"
+        )
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return DatabaseUnavailable("the database did not answer in time")
+    return DatabaseUnavailable()
