@@ -19,15 +19,15 @@ Json = Any
 
 
 class Typed(NamedTuple):
-    """A parameter value whose PostgreSQL type the caller has fixed.
+    """A parameter value of which the caller says what type it is.
 
-    `type` is a type name such as `int8`, `float8`, `bool`, `bytea`, `uuid`; `strict`
-    says that it is sent as that type even where PostgreSQL would infer another one.
+    `type` is a type name such as `int8`, `float8`, `bool`, `bytea`, `uuid`. The type that
+    PostgreSQL infers comes first, if the value fits it: so a timestamp goes into a
+    timestamptz, and an int8 into an int4. Where it infers text or none, `type` counts.
     """
 
     value: Json
     type: str
-    strict: bool = False
 
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None

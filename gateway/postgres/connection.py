@@ -9,6 +9,7 @@ asyncpg 0.32, which is why that version is pinned; `tests/postgres` walks each.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -21,15 +22,20 @@ from .types import TypeCatalog
 CANARY = "pgsluice_canary"
 NOTICES_KEPT = 20
 
-RESET = (
-    "RESET SESSION AUTHORIZATION;RESET ALL;CLOSE ALL;UNLISTEN *;"
-    "SELECT pg_advisory_unlock_all();DISCARD TEMP;DISCARD SEQUENCES;"
-    # A session's random() can be made predictable for the next one by setseed.
-    "SELECT setseed(('x'||left(gen_random_uuid()::text,7))::bit(28)::int/268435456.0);"
+_RESET = (
+    "RESET SESSION AUTHORIZATION;RESET ALL;CLOSE ALL;UNLISTEN *;DISCARD TEMP;DISCARD SEQUENCES;"
+    # A session's random() can be made predictable for the next one by setseed. The seed is
+    # ours: to make one in SQL, of a random uuid, costs the server more than this whole line.
+    "SELECT pg_advisory_unlock_all(),setseed(%.9f);"
     # A PREPARE inside a function survives all of the above; DEALLOCATE ALL takes our canary.
     "SELECT FROM pg_prepared_statements WHERE from_sql OR name='" + CANARY + "'"
 )
-"""One simple query; its last tag is `SELECT 1` if the session is as new."""
+
+
+def reset_script() -> str:
+    """One simple query; its last tag is `CLEAN` if the session is as new."""
+    return _RESET % (int.from_bytes(os.urandom(4), "big") / (1 << 32))
+
 
 CLEAN = "SELECT 1"
 
@@ -328,7 +334,7 @@ class Connection(asyncpg.Connection):
         self.notices.clear()
         if protocol.is_in_transaction():
             await self.script("ROLLBACK", timeout)
-        return await self.script(RESET, timeout) == CLEAN
+        return await self.script(reset_script(), timeout) == CLEAN
 
     def abort(self) -> None:
         """Close at once, without a goodbye."""

@@ -1,0 +1,126 @@
+"""PostgreSQL over HTTP through a pgsluice gateway, without dependencies.
+
+    import pgsluice
+
+    db = pgsluice.connect("https://gateway.example.com", token="…")
+    for name, price in db.execute("select name, price from products where price < :p", {"p": 10}):
+        ...
+
+Nothing but this file is imported until it is used: a function that starts cold
+pays for `http.client` and `ssl` with its first statement, not with the import.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is not imported for this
+    from ._protocol import Column, Interval, Json, Result
+    from .errors import (
+        AuthUnavailable,
+        CheckViolation,
+        ConnectionFailed,
+        DatabaseError,
+        DatabaseUnavailable,
+        DataError,
+        Deadlock,
+        Draining,
+        Error,
+        ExclusionViolation,
+        Forbidden,
+        ForeignKeyViolation,
+        IntegrityError,
+        InterfaceError,
+        InternalError,
+        KeyInProgress,
+        KeyReused,
+        NotNullViolation,
+        NotOneRow,
+        NotSupportedError,
+        OperationalError,
+        OutcomeUnknown,
+        ProgrammingError,
+        QueueFull,
+        QueueTimeout,
+        RateLimited,
+        RequestTooLarge,
+        ResultTooLarge,
+        SerializationFailure,
+        StatementTimeout,
+        TokenExpired,
+        TransactionFailed,
+        TransactionGone,
+        Unauthenticated,
+        UniqueViolation,
+    )
+    from .sync import Client, Transaction, connect
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AuthUnavailable",
+    "CheckViolation",
+    "Client",
+    "Column",
+    "ConnectionFailed",
+    "DataError",
+    "DatabaseError",
+    "DatabaseUnavailable",
+    "Deadlock",
+    "Draining",
+    "Error",
+    "ExclusionViolation",
+    "Forbidden",
+    "ForeignKeyViolation",
+    "IntegrityError",
+    "InterfaceError",
+    "InternalError",
+    "Interval",
+    "Json",
+    "KeyInProgress",
+    "KeyReused",
+    "NotNullViolation",
+    "NotOneRow",
+    "NotSupportedError",
+    "OperationalError",
+    "OutcomeUnknown",
+    "ProgrammingError",
+    "QueueFull",
+    "QueueTimeout",
+    "RateLimited",
+    "RequestTooLarge",
+    "Result",
+    "ResultTooLarge",
+    "SerializationFailure",
+    "StatementTimeout",
+    "TokenExpired",
+    "Transaction",
+    "TransactionFailed",
+    "TransactionGone",
+    "Unauthenticated",
+    "UniqueViolation",
+    "connect",
+]
+
+_HOMES = {
+    "Client": "sync",
+    "Transaction": "sync",
+    "connect": "sync",
+    "Column": "_protocol",
+    "Interval": "_protocol",
+    "Json": "_protocol",
+    "Result": "_protocol",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

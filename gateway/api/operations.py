@@ -1,0 +1,105 @@
+"""Endpoints for people and machines that run the gateway: health, metrics, documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from ..engine.targets import Target, Targets
+
+_DOCS = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>pgsluice API</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+code,pre{font-family:ui-monospace,monospace;font-size:.9em}
+pre{background:#8881;padding:1rem;overflow:auto;border-radius:.4rem}
+h2{margin-top:2rem}summary{cursor:pointer}
+.m{display:inline-block;min-width:4.5rem;font-weight:600}
+</style></head><body><h1>pgsluice API</h1>
+<p>The formal description is <a href="openapi.yaml">openapi.yaml</a>.</p>
+__BODY__
+</body></html>
+"""
+
+
+def _read_document() -> bytes:
+    packaged = resources.files("gateway").joinpath("openapi.yaml")
+    if packaged.is_file():
+        return packaged.read_bytes()
+    return (Path(__file__).parents[2] / "openapi.yaml").read_bytes()
+
+
+def read_document() -> str:
+    """openapi.yaml as text."""
+    return _read_document().decode()
+
+
+def target_state(target: Target) -> dict[str, Any]:
+    """A target as `/readyz` shows it."""
+    pools = list(target.pools.values())
+    down = [pool for pool in pools if pool.healthy is False]
+    weakened = sorted({name for pool in pools for name in pool.connector.weakened})
+    return {
+        "state": "waiting" if down else "ready",
+        "connections": target.size,
+        "max_connections": target.settings.pool.max_connections,
+        "waiting": target.admission.waiting,
+        "weakened": [*weakened, "idempotency: none"],
+    }
+
+
+def public(targets: Targets, draining: Callable[[], bool], docs: Callable[[], str]) -> Starlette:
+    """What anybody may ask without credentials."""
+    document = _read_document()
+
+    async def livez(request: Request) -> Response:
+        return Response(b'{"status":"alive"}', media_type="application/json")
+
+    async def readyz(request: Request) -> Response:
+        state = {
+            "status": "draining" if draining() else "ready",
+            "targets": {name: target_state(each) for name, each in targets.by_name.items()},
+        }
+        return Response(
+            orjson.dumps(state), 503 if draining() else 200, media_type="application/json"
+        )
+
+    async def openapi(request: Request) -> Response:
+        return Response(document, media_type="application/yaml")
+
+    async def page(request: Request) -> Response:
+        return HTMLResponse(_DOCS.replace("__BODY__", docs()))
+
+    return Starlette(
+        routes=[
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+            Route("/openapi.yaml", openapi),
+            Route("/docs", page),
+        ]
+    )
+
+
+def admin(render: Callable[[], bytes]) -> Starlette:
+    """The admin listener."""
+
+    async def metrics(request: Request) -> Response:
+        return Response(render(), media_type="text/plain; version=0.0.4")
+
+    async def livez(request: Request) -> Response:
+        return Response(b'{"status":"alive"}', media_type="application/json")
+
+    return Starlette(routes=[Route("/metrics", metrics), Route("/livez", livez)])
+
+
+PUBLIC_PATHS: Iterable[str] = frozenset({"/livez", "/readyz", "/openapi.yaml", "/docs"})
+"""Served by Starlette; everything else is a dialect's."""

@@ -1,0 +1,313 @@
+"""What is remembered of a statement's text, and how its values are bound.
+
+A plan says which way a text takes, and what PostgreSQL taught us about it: that
+it writes after all, that its result is large, that it cannot run in a
+transaction block, which of its parameters need a cast.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..core.classify import Classified, Path, classify, is_dml
+from ..core.errors import GatewayError, InvalidParameter, StatementNotAllowed
+from ..core.lexer import Token, tokens
+from ..core.model import Grant, Parameters, Statement, Typed
+from ..core.placeholders import Rewritten, caller_position, cast_positional, rewrite
+from ..core.values import TEXT_OIDS, Encode, Target, encoder, natural, target
+from ..postgres.connection import Connection, Described
+from ..postgres.failures import UNTYPED, sqlstate, translate
+from ..postgres.types import TypeCatalog
+
+PLANS_KEPT = 5_000
+PLAN_CHARACTERS = 65_536
+"""Longer texts are planned each time, so that a few of them cannot fill the memory."""
+
+
+class Variant:
+    """A plan's text for one set of names and casts, and its encoders."""
+
+    __slots__ = ("encoders", "rewritten", "sql")
+
+    def __init__(self, rewritten: Rewritten, suffix: str = "") -> None:
+        self.rewritten = rewritten
+        self.sql = rewritten.sql + suffix
+        self.encoders: dict[tuple[int, ...], tuple[Encode, ...]] = {}
+
+
+class Plan:
+    """One statement text."""
+
+    __slots__ = ("bare", "casts", "classified", "large", "sql", "toks", "variants", "writes")
+
+    def __init__(self, sql: str, toks: Sequence[Token], classified: Classified) -> None:
+        self.sql = sql
+        self.toks = toks
+        self.classified = classified
+        self.writes = classified.path is not Path.READ
+        self.bare = classified.path is Path.BARE
+        self.large = False
+        self.variants: dict[Any, Variant] = {}
+        self.casts: dict[Any, dict[Any, str]] = {}
+        """By names and kinds of value: the casts that PostgreSQL turned out to need."""
+
+
+class Bound(NamedTuple):
+    """A statement ready to be executed on one connection."""
+
+    described: Described
+    arguments: list[Any]
+    variant: Variant
+
+
+class Plans:
+    """The plans of one target, least recently used forgotten."""
+
+    def __init__(self) -> None:
+        self._plans: OrderedDict[str, Plan] = OrderedDict()
+
+    def get(self, sql: str) -> Plan:
+        """The plan of *sql*.
+
+        Raises:
+            StatementRefused: It is empty, several statements, COPY, or transaction control.
+        """
+        plan = self._plans.get(sql)
+        if plan is not None:
+            self._plans.move_to_end(sql)
+            return plan
+        toks = tokens(sql)
+        plan = Plan(sql, toks, classify(sql, toks))
+        if len(sql) <= PLAN_CHARACTERS:
+            self._plans[sql] = plan
+            if len(self._plans) > PLANS_KEPT:
+                self._plans.popitem(last=False)
+        return plan
+
+
+def check_allowed(plan: Plan, grant: Grant) -> None:
+    """Refuse what the grant's statement mode leaves out."""
+    if grant.statements == "dml" and not is_dml(plan.classified.verb):
+        raise StatementNotAllowed(
+            f"this login may not run {plan.classified.verb or 'this'} statements",
+            hint="only SELECT, INSERT, UPDATE, DELETE, MERGE, VALUES, TABLE, WITH and EXPLAIN",
+        )
+
+
+def check_parameters(plan: Plan, parameters: Parameters) -> None:
+    """Find missing names before anything costs a connection."""
+    if isinstance(parameters, Mapping) and parameters:
+        _variant(plan, parameters, {}, "")
+
+
+def _kinds(values: Sequence[Any]) -> tuple[str, ...]:
+    kinds = []
+    for value in values:
+        if type(value) is Typed:
+            kinds.append(value.type)
+        elif value is None:
+            kinds.append("null")
+        elif isinstance(value, str):
+            kinds.append("text")
+        else:
+            kinds.append(natural(value) or "list")
+    return tuple(kinds)
+
+
+def _names(parameters: Parameters) -> Any:
+    return frozenset(parameters) if isinstance(parameters, Mapping) else None
+
+
+def _variant(plan: Plan, parameters: Parameters, casts: dict[Any, str], suffix: str) -> Variant:
+    names = _names(parameters)
+    key = (names, tuple(sorted(casts.items())) if casts else (), suffix)
+    variant = plan.variants.get(key)
+    if variant is None:
+        if names:
+            rewritten = rewrite(plan.sql, names, casts, plan.toks)
+        elif casts:
+            rewritten = cast_positional(plan.sql, casts, plan.toks)
+        else:
+            rewritten = Rewritten(plan.sql)
+        variant = Variant(rewritten, suffix)
+        if len(plan.variants) > 64:
+            plan.variants.clear()
+        plan.variants[key] = variant
+    return variant
+
+
+def _values(variant: Variant, parameters: Parameters) -> list[Any]:
+    if parameters is None:
+        return []
+    if isinstance(parameters, Mapping):
+        return [parameters[name] for name in variant.rewritten.names]
+    return list(parameters)
+
+
+def _label(variant: Variant, index: int) -> str:
+    names = variant.rewritten.names
+    return f":{names[index]}" if names else f"${index + 1}"
+
+
+def _target(catalog: TypeCatalog, oid: int) -> Target:
+    facts = catalog.resolved(oid)
+    if facts.element:
+        return target(facts.oid, facts.name, _target(catalog, facts.element))
+    if oid in (22, 30):
+        return target(facts.oid, facts.name)
+    return target(facts.oid, facts.name)
+
+
+def _encoders(connection: Connection, variant: Variant, described: Described) -> tuple[Encode, ...]:
+    kept = variant.encoders.get(described.parameters)
+    if kept is None:
+        catalog = connection.catalog
+        kept = tuple(encoder(_target(catalog, oid)) for oid in described.parameters)
+        variant.encoders[described.parameters] = kept
+    return kept
+
+
+def _all_casts(variant: Variant, values: Sequence[Any]) -> dict[Any, str]:
+    """A type for every value, for a statement in which PostgreSQL found none."""
+    casts: dict[Any, str] = {}
+    for index, value in enumerate(values):
+        if value is None:
+            kind: str | None = "text"
+        elif type(value) is Typed:
+            kind = value.type
+        else:
+            kind = "text" if isinstance(value, str) else natural(value)
+        if kind is not None:
+            casts[_key(variant, index)] = kind
+    return casts
+
+
+def _key(variant: Variant, index: int) -> Any:
+    names = variant.rewritten.names
+    return names[index] if names else index + 1
+
+
+def _text_casts(variant: Variant, described: Described, values: Sequence[Any]) -> dict[Any, str]:
+    """Casts for the values that would be taken for text and are not."""
+    casts: dict[Any, str] = {}
+    for index, (oid, value) in enumerate(zip(described.parameters, values, strict=False)):
+        if oid not in TEXT_OIDS or value is None or isinstance(value, str):
+            continue
+        kind = value.type if type(value) is Typed else natural(value)
+        if kind is not None:
+            casts[_key(variant, index)] = kind
+    return casts
+
+
+async def bind(
+    connection: Connection,
+    plan: Plan,
+    statement: Statement,
+    timeout: float,
+    *,
+    suffix: str = "",
+    in_transaction: bool = False,
+) -> Bound:
+    """Prepare *statement* on *connection* and encode its values.
+
+    PostgreSQL infers the types first. Where it finds none, or takes a number for
+    text, the statement is prepared again with casts, and that is remembered.
+
+    Args:
+        suffix: Appended to the text, so that one text under two search paths is two.
+        in_transaction: The caller's own transaction is open and must survive a failed
+            attempt to prepare.
+
+    Raises:
+        InvalidParameter: A value does not fit, or the number of values is wrong.
+    """
+    parameters = statement.parameters
+    casts: dict[Any, str] = {}
+    if plan.casts and parameters:
+        variant = _variant(plan, parameters, {}, suffix)
+        key = (_names(parameters), _kinds(_values(variant, parameters)))
+        casts = plan.casts.get(key, casts)
+    variant = _variant(plan, parameters, casts, suffix)
+    values = _values(variant, parameters)
+    described = connection.known(variant.sql)
+    if described is None:
+        guarded = in_transaction and bool(values)
+        if guarded:
+            await connection.script("SAVEPOINT pgsluice_prepare", timeout)
+        try:
+            described = await connection.describe(variant.sql, timeout)
+        except Exception as error:
+            again = {} if casts or sqlstate(error) not in UNTYPED else _all_casts(variant, values)
+            if not again:
+                raise located(error, variant) from error
+            if guarded:
+                await connection.script("ROLLBACK TO SAVEPOINT pgsluice_prepare", timeout)
+            casts = again
+            recast = _variant(plan, parameters, casts, suffix)
+            try:
+                described = await connection.describe(recast.sql, timeout)
+            except Exception as second:
+                # The first complaint is about what the caller wrote.
+                raise located(error if sqlstate(second) in UNTYPED else second, recast) from second
+            _remember(plan, parameters, variant, values, casts)
+            variant = recast
+        if guarded:
+            await connection.script("RELEASE SAVEPOINT pgsluice_prepare", timeout)
+    if len(described.parameters) != len(values):
+        raise InvalidParameter(
+            f"the statement has {len(described.parameters)} placeholders"
+            f" and {len(values)} values were given",
+            field="parameters",
+        )
+    if not casts:
+        casts = _text_casts(variant, described, values)
+        if casts:
+            recast = _variant(plan, parameters, casts, suffix)
+            try:
+                described = await connection.describe(recast.sql, timeout)
+            except Exception as error:
+                raise located(error, recast) from error
+            _remember(plan, parameters, variant, values, casts)
+            variant = recast
+    return Bound(described, _encode(connection, variant, described, values), variant)
+
+
+def _remember(
+    plan: Plan, parameters: Parameters, variant: Variant, values: Sequence[Any], casts: Any
+) -> None:
+    if len(plan.casts) < 64:
+        plan.casts[(_names(parameters), _kinds(values))] = casts
+
+
+def _encode(
+    connection: Connection, variant: Variant, described: Described, values: list[Any]
+) -> list[Any]:
+    if not values:
+        return values
+    arguments: list[Any] = []
+    for index, (encode, value) in enumerate(
+        zip(_encoders(connection, variant, described), values, strict=True)
+    ):
+        if value is None:
+            arguments.append(None)
+            continue
+        try:
+            arguments.append(encode(value.value if type(value) is Typed else value))
+        except InvalidParameter as error:
+            label = _label(variant, index)
+            named = InvalidParameter(
+                f"parameter {label}: {error.message}", field=f"parameters[{label}]", hint=error.hint
+            )
+            raise named from None
+    return arguments
+
+
+def located(error: BaseException, variant: Variant) -> GatewayError:
+    """*error* in the gateway's words, its position counted in the caller's own SQL."""
+    translated = translate(error)
+    position = getattr(translated, "position", None)
+    if position is not None and variant.rewritten.shifts:
+        translated.position = caller_position(variant.rewritten, position)  # type: ignore[attr-defined]
+    return translated

@@ -1,0 +1,163 @@
+"""A running gateway: the real server on a loopback socket, in a thread with its own event loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway.cli import serve
+from gateway.cli.token import token_for
+from gateway.core.keys import StaticKey, derive_secret
+from gateway.core.policy import Rule
+from gateway.settings import (
+    AuthSettings,
+    LoginSettings,
+    PoolSettings,
+    ServerSettings,
+    Settings,
+    TargetSettings,
+)
+from tests.fix_postgres import Database
+
+MASTER = b"test master key, 32 bytes or more"
+KEY_ID = "GWAKTESTKEY000001"
+OTHER_KEY_ID = "GWAKTESTKEY000002"
+RESOURCE = "arn:aws:rds:us-east-1:123456789012:cluster:main"
+SECRET = "arn:aws:secretsmanager:us-east-1:123456789012:secret:main-AbCdEf"
+
+
+@dataclass
+class Gateway:
+    """Where it is and how to be let in."""
+
+    url: str
+    admin_url: str
+    database: str
+    dsn: str
+    settings: Settings
+    token: str = field(repr=False)
+    access_key: str = KEY_ID
+    secret_key: str = field(default_factory=lambda: derive_secret(MASTER, KEY_ID, 1), repr=False)
+    resource_arn: str = RESOURCE
+    secret_arn: str = SECRET
+
+    @property
+    def port(self) -> int:
+        """The port of `url`."""
+        return int(self.url.rpartition(":")[2])
+
+    @contextmanager
+    def http(self, token: str | None = None) -> Iterator[httpx2.Client]:
+        """An HTTP client with the token of this gateway."""
+        headers = {"authorization": f"Bearer {token or self.token}"}
+        with httpx2.Client(base_url=self.url, headers=headers, timeout=60) as client:
+            yield client
+
+    def execute(self, sql: str, parameters: Any = None, **more: Any) -> Any:
+        """`POST /execute`; the parsed answer, whatever its status."""
+        body = {"sql": sql, **more}
+        if parameters is not None:
+            body["parameters"] = parameters
+        with self.http() as client:
+            return client.post("/execute", json=body).json()
+
+
+def settings_for(database: Database, *, user: str | None = None, **pool: Any) -> Settings:
+    """One target `main` on *database*, one key, everything allowed."""
+    target = TargetSettings(
+        name="main",
+        hosts=((str(database.server.socket_dir), database.server.port or 5432),),
+        database=database.name,
+        databases=("postgres",),
+        tls="disable",
+        resources=(RESOURCE,),
+        logins={"app": LoginSettings(user=user or database.app_user, secrets=(SECRET,))},
+        pool=PoolSettings(**pool),
+    )
+    return Settings(
+        server=ServerSettings(port=0, admin_port=0, drain_timeout=5.0),
+        auth=AuthSettings(
+            master_key=MASTER,
+            keys={
+                KEY_ID: (StaticKey(KEY_ID, "tester", 1, None, False),),
+                OTHER_KEY_ID: (StaticKey(OTHER_KEY_ID, "other", 1, None, False),),
+            },
+        ),
+        targets={"main": target},
+        policy=(Rule(name="all", resources=("*",), secrets=("*",)),),
+        log_level="off",
+    )
+
+
+@contextmanager
+def running(settings: Settings, database: Database) -> Iterator[Gateway]:
+    """The gateway of *settings*, stopped at the end."""
+    ready = threading.Event()
+    bound: list[serve.Bound] = []
+    stops: list[Any] = []
+
+    def tell(where: serve.Bound) -> None:
+        bound.append(where)
+        ready.set()
+
+    def body() -> None:
+        try:
+            serve.run(settings, ready=tell, stopper=stops.append)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=body, name="gateway")
+    thread.start()
+    try:
+        assert ready.wait(30) and bound, "the gateway did not start"
+        yield Gateway(
+            bound[0].url,
+            bound[0].admin_url or "",
+            database.name,
+            database.dsn,
+            settings,
+            token=token_for(MASTER, subject="tester", lifetime=86_000),
+        )
+    finally:
+        if stops:
+            stops[0]()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def gateway(database: Database) -> Iterator[Gateway]:
+    """A gateway over a fresh database."""
+    with running(settings_for(database), database) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def sample_gateway(sample_database: Database) -> Iterator[Gateway]:
+    """A gateway over the shared sample database."""
+    with running(settings_for(sample_database), sample_database) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def shared_database(postgres: Any) -> Database:
+    """A database for tests that read, or clean up behind themselves."""
+    postgres.sql("create database shared strategy wal_log")
+    return Database(postgres, "shared")
+
+
+@pytest.fixture(scope="session")
+def shared_gateway(shared_database: Database) -> Iterator[Gateway]:
+    """One gateway for many tests that read only: starting one costs more than such a test."""
+    with running(settings_for(shared_database), shared_database) as it:
+        yield it
+
+
+__all__ = ["Gateway", "Path", "replace", "running", "settings_for"]
