@@ -42,6 +42,8 @@ _WATCH_AFTER = 0.003
 """Seconds. A statement that ends sooner needs no watcher, which costs a task."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _GONE = "http.disconnect"
+_ENDINGS = frozenset({"commit", "rollback", "CommitTransaction", "RollbackTransaction"})
+"""Operations that a node which is shutting down still carries out: they end work."""
 
 
 class Operation(NamedTuple):
@@ -295,7 +297,7 @@ async def serve(
             exchange.read_head()
             if check is not None:
                 check(exchange)
-            if server.draining:
+            if server.draining and operation.name not in _ENDINGS:
                 raise Draining
             request = operation.read(body, path)
             key = (identified.principal.subject, call.request_id)
@@ -326,13 +328,15 @@ async def serve(
                 exchange.headers.append((id_header, call.request_id.encode("ascii")))
             await _refuse(exchange, _unexpected(error, exchange))
     finally:
-        if exchange.reply is not None:
-            await exchange.reply.settle()
-        server.active -= 1
-        if server.active == 0:
-            server.quiet.set()
-        server.counts.add(operation.name, exchange.status, exchange.code)
-        server.observe(exchange)
+        try:
+            if exchange.reply is not None:
+                await exchange.reply.settle()
+        finally:
+            server.active -= 1
+            if server.active == 0:
+                server.quiet.set()
+            server.counts.add(operation.name, exchange.status, exchange.code)
+            server.observe(exchange)
 
 
 def _unexpected(error: Exception, exchange: Exchange) -> GatewayError:

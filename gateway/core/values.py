@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from .arrays import read_array
 from .errors import InvalidParameter
 
 Encode = Callable[[Any], Any]
@@ -71,6 +72,8 @@ _FORMS: dict[int, tuple[Form, int]] = {
     3802: (Form.JSON, 0),
     17: (Form.BYTEA, 0),
 }
+_NATIVE_FORMS = frozenset({Form.BOOL, Form.INT, Form.FLOAT, Form.STRING})
+"""Arrays of these are sent as lists; PostgreSQL's text of any other array goes as it is."""
 TEXT_OIDS = frozenset({25, 1042, 1043, 19, 705})
 """Types that PostgreSQL falls back to where nothing tells it another one."""
 
@@ -205,6 +208,8 @@ def _array(of: Target) -> Encode:
 
     def encode(value: Any) -> Any:
         if isinstance(value, str):
+            if of.form not in _NATIVE_FORMS or of.element is not None:
+                return value
             value = read_array(value)
         if not isinstance(value, list):
             raise _wrong("an array", value, of.name + "[]")
@@ -217,6 +222,8 @@ def _array(of: Target) -> Encode:
 
     def checked(value: Any) -> Any:
         encoded = encode(value)
+        if isinstance(encoded, str):
+            return encoded
         if (
             encoded
             and not isinstance(encoded[0], list)
@@ -275,63 +282,3 @@ def natural(value: Any) -> str | None:
     if isinstance(value, dict):
         return "jsonb"
     return None
-
-
-_ITEM = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^{},"\\\s](?:[^{},"\\]|\\.)*))\s*', re.DOTALL)
-_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-_DEPTH = 6
-"""PostgreSQL's limit of dimensions."""
-
-
-def read_array(text: str) -> list[Any]:
-    """PostgreSQL's text of an array as nested lists of strings and `None`.
-
-    >>> read_array('{1,NULL,"a,b"}')
-    ['1', None, 'a,b']
-    """
-    body = text.strip()
-    if body.startswith("["):  # lower bounds, [2:4]={…}
-        body = body[body.find("=") + 1 :].strip()
-    if not body.startswith("{"):
-        raise InvalidParameter("the string is not an array", hint="write {1,2,3}")
-    items, end = _read_items(body, 1, 1)
-    if body[end:].strip():
-        raise InvalidParameter("the string is not an array: there is more after its end")
-    return items
-
-
-def _read_items(text: str, at: int, depth: int) -> tuple[list[Any], int]:
-    malformed = InvalidParameter("the string is not an array", hint="write {1,2,3}")
-    if depth > _DEPTH:
-        raise InvalidParameter(f"an array has at most {_DEPTH} dimensions")
-    items: list[Any] = []
-    while True:
-        while at < len(text) and text[at].isspace():
-            at += 1
-        if at >= len(text):
-            raise malformed
-        if text[at] == "{":
-            nested, at = _read_items(text, at + 1, depth + 1)
-            items.append(nested)
-        elif text[at] == "}" and not items:
-            return items, at + 1
-        else:
-            match = _ITEM.match(text, at)
-            if match is None:
-                raise malformed
-            quoted, bare = match.groups()
-            if quoted is not None:
-                items.append(_ESCAPE.sub(r"\1", quoted))
-            else:
-                word = bare.rstrip()
-                items.append(None if word.upper() == "NULL" else _ESCAPE.sub(r"\1", word))
-            at = match.end()
-        while at < len(text) and text[at].isspace():
-            at += 1
-        if at >= len(text):
-            raise malformed
-        if text[at] == "}":
-            return items, at + 1
-        if text[at] != ",":
-            raise malformed
-        at += 1

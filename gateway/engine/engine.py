@@ -76,6 +76,8 @@ class Rows:
         self.columns = columns
         self.count = 0
         self.truncated = False
+        self.finished = False
+        """Whether the last batch was taken."""
         self.command = "SELECT"
         self._first = first
         self._more = more
@@ -94,6 +96,7 @@ class Rows:
             if rows:
                 yield rows
             if answer.complete or self.truncated or self._more is None:
+                self.finished = True
                 return
             size = min(_STREAM_BATCH, size * 2)
             answer = await self._more(size)
@@ -193,7 +196,7 @@ class Engine:
                         raise
                 try:
                     mode = TransactionMode(read_only=read_only)
-                    return await self._write(lease, plan, request, mode, call, deadline)
+                    return await self._write(lease, plan, request, grant, mode, call, deadline)
                 except Exception as error:
                     state = sqlstate(error)
                     if state in (NO_TRANSACTION_BLOCK, INVALID_TERMINATION) and not read_only:
@@ -302,6 +305,7 @@ class Engine:
         lease: Lease,
         plan: Plan,
         request: Execute,
+        grant: Grant,
         mode: TransactionMode,
         call: Call,
         deadline: float,
@@ -329,7 +333,7 @@ class Engine:
                 bound.described,
                 bound.arguments,
                 timeout=_left(deadline, self._time),
-                budget=min(target.settings.response_bytes, lease.target.settings.response_bytes),
+                budget=min(target.settings.response_bytes, grant.limits.response_bytes),
             )
         except OverBudget:
             raise _too_large(target) from None
@@ -387,8 +391,11 @@ class Engine:
 
         Raises:
             TransactionFailed: PostgreSQL rolled back.
+            DatabaseUnavailable: The connection was lost before COMMIT was sent.
             OutcomeUnknown: The connection was lost before PostgreSQL answered.
         """
+        if connection.is_closed():
+            raise DatabaseUnavailable("the connection was lost before the commit")
         call.committing = True
         try:
             tag = await connection.script("COMMIT", COMMIT_TIMEOUT)
@@ -628,6 +635,8 @@ class Engine:
             self.transactions.leave(held)
             if not request.commit and isinstance(error, Exception) and lost(error):
                 return Reply(held.target)  # gone is rolled back
+            if isinstance(error, DatabaseUnavailable):
+                raise _connection_lost() from error
             raise _told(error, held.lease.connection) from error
         self.transactions.end(
             held,
@@ -698,6 +707,8 @@ class Engine:
         async def after() -> None:
             if rows is not None and held.lease.connection.is_closed():
                 self.transactions.end(held, "lost", "The connection was lost.")
+            elif rows is not None and not rows.finished:
+                self.transactions.end(held, "hangup", "Its caller went away; it was rolled back.")
             self.transactions.leave(held)
 
         return Reply(
@@ -724,10 +735,10 @@ class Engine:
             self.transactions.end(
                 held, "lost", "One previous call resulted in a termination of your transaction."
             )
-            if isinstance(error, Exception) and not isinstance(error, GatewayError):
-                error = TransactionGone(
-                    "the connection of the transaction was lost; it was rolled back"
-                )
+            if isinstance(error, DatabaseUnavailable) or not isinstance(
+                error, GatewayError | asyncio.CancelledError | TimeoutError
+            ):
+                error = _connection_lost()
         self.transactions.leave(held)
         return _told(error, connection)
 
@@ -810,6 +821,10 @@ def _timed_out(connection: Connection) -> StatementTimeout:
         hint="raise its timeout, or make it faster; nothing of it was kept",
         backend=connection.get_server_pid(),
     )
+
+
+def _connection_lost() -> TransactionGone:
+    return TransactionGone("the connection of the transaction was lost; it was rolled back")
 
 
 def _too_large(target: Target) -> ResultTooLarge:

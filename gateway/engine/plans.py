@@ -213,7 +213,8 @@ async def bind(
     """Prepare *statement* on *connection* and encode its values.
 
     PostgreSQL infers the types first. Where it finds none, or takes a number for
-    text, the statement is prepared again with casts, and that is remembered.
+    text, the statement is prepared again with casts, and that is remembered. A `Typed`
+    value that does not fit what was inferred is cast to its own type.
 
     Args:
         suffix: Appended to the text, so that one text under two search paths is two.
@@ -271,7 +272,36 @@ async def bind(
                 raise located(error, recast) from error
             _remember(plan, parameters, variant, values, casts)
             variant = recast
-    return Bound(described, _encode(connection, variant, described, values), variant)
+    try:
+        return Bound(described, _encode(connection, variant, described, values), variant)
+    except InvalidParameter:
+        # 1.5 against an int4 column: as the float8 it is, PostgreSQL can compare it. Not
+        # remembered: the next value may fit.
+        own = _own_casts(connection, variant, described, values)
+        if not own or own.keys() <= casts.keys():
+            raise
+    recast = _variant(plan, parameters, {**casts, **own}, suffix)
+    try:
+        described = await connection.describe(recast.sql, timeout)
+    except Exception as error:
+        raise located(error, recast) from error
+    return Bound(described, _encode(connection, recast, described, values), recast)
+
+
+def _own_casts(
+    connection: Connection, variant: Variant, described: Described, values: Sequence[Any]
+) -> dict[Any, str]:
+    """Casts for the typed values that do not fit the type that was inferred for them."""
+    casts: dict[Any, str] = {}
+    for index, (encode, value) in enumerate(
+        zip(_encoders(connection, variant, described), values, strict=True)
+    ):
+        if type(value) is Typed:
+            try:
+                encode(value.value)
+            except InvalidParameter:
+                casts[_key(variant, index)] = value.type
+    return casts
 
 
 def _remember(

@@ -143,20 +143,24 @@ class Target:
                 on_connect=lambda: _add(counters, "connects"),
                 on_discard=counters.discard,
                 on_reset=lambda: _add(counters, "resets"),
+                make_room=self._make_room,
             )
             self.pools[key] = pool
         return pool
 
     async def connection(self, pool: Pool, deadline: float) -> Connection:
-        """A connection of *pool*, making room among the idle ones of the other pools."""
+        """A connection of *pool*; a place is held, so one is idle there or may be opened."""
         connection = pool.take_idle(asyncio.get_running_loop().time())
         if connection is not None:
             return connection
-        if self.size >= self.settings.pool.max_connections:
-            for other in self.pools.values():
-                if other is not pool and other.drop_idle("room"):
-                    break
         return await pool.take(deadline)
+
+    def _make_room(self) -> None:
+        """Before a connection is opened: with all of them open, an idle one must go."""
+        if self.size >= self.settings.pool.max_connections:
+            for pool in self.pools.values():
+                if pool.drop_idle("room"):
+                    break
 
     async def lease(self, grant: Grant, deadline: float) -> Lease:
         """Wait for a turn, then take a connection.

@@ -101,6 +101,12 @@ class Connector:
                     raise
                 self.weakened.add(refused[0])
                 continue
+            if connection.get_settings().is_superuser == "on" and not self.target.allow_superuser:
+                connection.terminate()
+                raise DatabaseUnavailable(
+                    "the login of this target is a superuser",
+                    hint="log in as an ordinary role, or set allow_superuser",
+                )
             connection.set_up(self.catalog)
             _harden(connection)
             await connection.plant_canary()

@@ -171,6 +171,7 @@ class Connection(asyncpg.Connection):
             self.counter.left = budget
             self.catalog.learn(rows)
             name = statement.name
+        self.catalog.prepare_arrays(self._protocol.get_settings(), typeoids)
         # asyncpg looks at the name alone: an anonymous statement has replaced ours.
         return self.catalog.rows(typeoids), SimpleNamespace(name=name)
 

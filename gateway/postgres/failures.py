@@ -65,9 +65,12 @@ def lost(error: BaseException) -> bool:
     """Whether the connection went away, so that nothing more can be asked on it."""
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "").startswith("08") or error.sqlstate in {"57P01", "57P02"}
-    return isinstance(
-        error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError | ConnectionError
-    ) and not isinstance(error, TimeoutError)
+    if isinstance(error, asyncpg.InternalClientError):
+        return True
+    if isinstance(error, asyncpg.InterfaceError):
+        # The driver's refusals of a value or a feature are of this class, too.
+        return "connection" in str(error) and ("closed" in str(error) or "released" in str(error))
+    return isinstance(error, OSError) and not isinstance(error, TimeoutError)
 
 
 def unsent(error: BaseException) -> bool:

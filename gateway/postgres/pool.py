@@ -14,7 +14,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 
-from ..core.errors import DatabaseUnavailable, GatewayError
+from ..core.errors import DatabaseUnavailable, GatewayError, QueueTimeout
 from .connect import Connector
 from .connection import Connection
 
@@ -33,6 +33,7 @@ class Pool:
         on_connect: Callable[[], None] = lambda: None,
         on_discard: Callable[[str], None] = lambda reason: None,
         on_reset: Callable[[], None] = lambda: None,
+        make_room: Callable[[], None] = lambda: None,
     ) -> None:
         self.connector = connector
         self.size = 0
@@ -43,6 +44,7 @@ class Pool:
         self._on_connect = on_connect
         self._on_discard = on_discard
         self._on_reset = on_reset
+        self._make_room = make_room
         self.healthy: bool | None = None
         """Whether the last attempt to connect succeeded; `None` before the first."""
         self.last_error: GatewayError | None = None
@@ -73,6 +75,7 @@ class Pool:
             DatabaseUnavailable: The database took no connection in time.
         """
         loop = asyncio.get_running_loop()
+        entered = loop.time()
         while True:
             connection = self.take_idle(loop.time())
             if connection is not None:
@@ -86,7 +89,7 @@ class Pool:
                             return connection
                         return await self._open(deadline - loop.time())
             except TimeoutError:
-                raise self.last_error or DatabaseUnavailable from None
+                raise self.last_error or QueueTimeout(waited=loop.time() - entered) from None
             except DatabaseUnavailable as error:
                 self.last_error = error
                 pause = random.uniform(
@@ -97,6 +100,8 @@ class Pool:
                 await asyncio.sleep(pause)
 
     async def _open(self, left: float) -> Connection:
+        # In the same turn of the loop as the counting: nobody else may take the room.
+        self._make_room()
         self.size += 1
         try:
             connection = await self.connector.connect(

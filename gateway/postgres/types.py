@@ -10,15 +10,18 @@ one `TypeCatalog` for each database.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from asyncpg.protocol.protocol import BUILTIN_TYPE_OID_MAP
 
+from ..core.arrays import read_array, write_array
 from ..core.model import ArrayKind, Kind
 
 _NATIVE = frozenset({16, 20, 21, 23, 25, 26, 701, 1043, 1042, 19, 705})
 """bool, int8, int2, int4, text, oid, float8, varchar, bpchar, name, unknown."""
 
+_JSON = 114
 _VECTORS = frozenset({22, 30})
 """int2vector and oidvector: written `1 2 3`, read as arrays."""
 
@@ -54,7 +57,8 @@ class TypeFacts(NamedTuple):
 
 def _text_names() -> dict[int, str]:
     known = {oid: name for oid, name in BUILTIN_TYPE_OID_MAP.items() if not name.endswith("[]")}
-    return {**known, 22: "int2vector", 30: "oidvector"}
+    # asyncpg takes 210 for smgr, which it was in PostgreSQL 11.
+    return {**known, 210: "_pg_type", 22: "int2vector", 30: "oidvector"}
 
 
 _BUILTIN = _text_names()
@@ -66,6 +70,14 @@ def _same(value: str) -> str:
 
 def _vector(text: str) -> list[int]:
     return [int(part) for part in text.split()]
+
+
+def _read_vectors(text: str) -> list[Any]:
+    return [None if item is None else _vector(item) for item in read_array(text)]
+
+
+def _write(value: Any, delimiter: str) -> str:
+    return value if isinstance(value, str) else write_array(value, delimiter)
 
 
 class TypeCatalog:
@@ -87,6 +99,34 @@ class TypeCatalog:
             decode = _vector if oid in _VECTORS else _same
             settings.add_python_codec(oid, name, "pg_catalog", [], "scalar", _same, decode, "text")
 
+    def prepare_arrays(self, settings: Any, oids: Iterable[int]) -> None:
+        """Make text arrays among *oids* be read and written by our own functions.
+
+        asyncpg's reader of array text skips a quoted empty element and leaves its place in
+        the list unset, and whoever touches that crashes the process.
+        """
+        for oid in oids:
+            row = self._rows.get(oid)
+            facts = self._facts.get(oid)
+            if row is None or facts is None or not facts.element:
+                continue
+            if self.resolved(facts.element).oid in _NATIVE:
+                continue
+            delim = row["elemdelim"] or b","
+            delimiter = delim.decode() if isinstance(delim, bytes) else delim
+            settings.add_python_codec(
+                oid,
+                row["name"],
+                row["ns"],
+                [],
+                "scalar",
+                partial(_write, delimiter=delimiter),
+                _read_vectors
+                if facts.element in _VECTORS
+                else partial(read_array, delimiter=delimiter),
+                "text",
+            )
+
     def missing(self, oids: Iterable[int]) -> list[int]:
         """Those of *oids* whose introspection is not kept yet."""
         return [oid for oid in oids if oid not in self._rows]
@@ -97,14 +137,18 @@ class TypeCatalog:
             kept = dict(row)
             oid = kept["oid"]
             kind = kept["kind"].decode() if isinstance(kept["kind"], bytes) else kept["kind"]
-            if kept["elemtype"]:
+            if oid in _BUILTIN:
+                pass  # name, point and others have elements too, and yet are no arrays
+            elif kept["elemtype"]:
                 self._facts[oid] = TypeFacts(oid, kept["name"], "A", kept["elemtype"])
             else:
                 self._facts[oid] = TypeFacts(oid, kept["name"], kind, 0, kept["basetype"] or 0)
-                if kind in "crm":
-                    # Composites and ranges as a whole in PostgreSQL's text: a base type
-                    # that asyncpg does not know is text.
-                    kept["kind"] = b"b"
+                if kind in "crm" or (kind == "b" and oid not in _BUILTIN):
+                    # As a whole in PostgreSQL's text. asyncpg refuses a base type below
+                    # 10000 that it does not know, such as int4range taken for one; a
+                    # domain it reads with the codec of its base, and that of json is text.
+                    kept["kind"] = b"d"
+                    kept["basetype"] = _JSON
                     kept["attrtypoids"] = None
                     kept["range_subtype"] = None
             self._rows[oid] = kept

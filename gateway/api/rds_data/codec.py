@@ -314,7 +314,8 @@ def _value(name: str, parameter: _Parameter) -> Any:
     if field.blobValue is not None:
         return Typed("\\x" + field.blobValue.hex(), "bytea")
     assert field.arrayValue is not None
-    return _array(name, field.arrayValue)
+    values = _array(name, field.arrayValue)
+    return Typed(values, _array_type(field.arrayValue))
 
 
 def _long(name: str, value: int) -> int:
@@ -335,6 +336,17 @@ def _double(name: str, value: float | str) -> float | str:
     if not isfinite(value):
         raise InvalidParameter(f'Parameter "{name}": doubleValue is out of range', field=name)
     return value
+
+
+def _array_type(value: _ArrayValue) -> str:
+    """The type of an array for a place where PostgreSQL infers none."""
+    while value.arrayValues:
+        value = value.arrayValues[0]
+    if value.longValues is not None:
+        return "int8[]"
+    if value.doubleValues is not None:
+        return "float8[]"
+    return "bool[]" if value.booleanValues is not None else "text[]"
 
 
 def _array(name: str, value: _ArrayValue) -> list[Any]:

@@ -107,7 +107,9 @@ async def _metadata(engine: Engine, reply: Reply, columns: Sequence[Column]) -> 
     if wanted:
         pairs = sorted(wanted)
         records = await engine.catalog(
-            reply, COLUMN_FACTS_SQL, [[table for table, _ in pairs], [number for _, number in pairs]]
+            reply,
+            COLUMN_FACTS_SQL,
+            [[table for table, _ in pairs], [number for _, number in pairs]],
         )
         facts.update(map(column_facts, records))
     oids = {column.oid for column in columns} - types.keys()

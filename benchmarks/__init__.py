@@ -1,0 +1,1 @@
+"""Benchmarks: what the gateway costs, always as a ratio to something plain on the same machine."""

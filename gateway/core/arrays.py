@@ -1,0 +1,110 @@
+"""PostgreSQL's text of arrays, read and written.
+
+    >>> read_array('{1,NULL,"a,b",""}')
+    ['1', None, 'a,b', '']
+    >>> write_array(["a", None, ['"']])
+    '{"a",NULL,{"\\\\""}}'
+
+The rules are those of the manual, chapter "Arrays", section "Array Input and
+Output Syntax".
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from .errors import InvalidParameter
+
+MAX_DIMENSIONS = 6
+"""PostgreSQL's own limit."""
+
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_QUOTED = re.compile(r'\s*"((?:[^"\\]|\\.)*)"\s*', re.DOTALL)
+
+
+@lru_cache(maxsize=8)
+def _bare(delimiter: str) -> re.Pattern[str]:
+    stop = re.escape(delimiter)
+    return re.compile(rf'\s*([^{{}}"\\\s{stop}](?:[^{{}}"\\{stop}]|\\.)*)', re.DOTALL)
+
+
+def _malformed() -> InvalidParameter:
+    return InvalidParameter("the string is not an array", hint="write {1,2,3}")
+
+
+def read_array(text: str, delimiter: str = ",") -> list[Any]:
+    """Nested lists of strings and `None`.
+
+    Args:
+        delimiter: `pg_type.typdelim` of the elements; `;` for box.
+
+    Raises:
+        InvalidParameter: It is no array.
+    """
+    if text[:1] == "{" and text[-1:] == "}" and len(text) > 2:
+        inner = text[1:-1]
+        if '"' not in inner and "\\" not in inner and "{" not in inner and "}" not in inner:
+            plain = inner.split(delimiter)
+            if all(plain) and not any(item[0].isspace() or item[-1].isspace() for item in plain):
+                return [None if item in ("NULL", "null") else item for item in plain]
+    body = text.strip()
+    if body.startswith("["):  # lower bounds, [2:4]={…}
+        body = body[body.find("=") + 1 :].strip()
+    if not body.startswith("{"):
+        raise _malformed()
+    items, end = _read_items(body, 1, 1, delimiter)
+    if body[end:].strip():
+        raise InvalidParameter("the string is not an array: there is more after its end")
+    return items
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    if at >= len(text):
+        raise _malformed()
+    return at
+
+
+def _read_items(text: str, at: int, depth: int, delimiter: str) -> tuple[list[Any], int]:
+    if depth > MAX_DIMENSIONS:
+        raise InvalidParameter(f"an array has at most {MAX_DIMENSIONS} dimensions")
+    items: list[Any] = []
+    while True:
+        at = _skip(text, at)
+        if text[at] == "{":
+            nested, at = _read_items(text, at + 1, depth + 1, delimiter)
+            items.append(nested)
+        elif text[at] == "}" and not items:
+            return items, at + 1
+        elif match := _QUOTED.match(text, at):
+            items.append(_ESCAPE.sub(r"\1", match[1]))
+            at = match.end()
+        elif match := _bare(delimiter).match(text, at):
+            word = match[1].rstrip()
+            items.append(None if word.upper() == "NULL" else _ESCAPE.sub(r"\1", word))
+            at = match.end()
+        else:
+            raise _malformed()
+        at = _skip(text, at)
+        if text[at] == "}":
+            return items, at + 1
+        if text[at] != delimiter:
+            raise _malformed()
+        at += 1
+
+
+def write_array(items: list[Any], delimiter: str = ",") -> str:
+    """Text that PostgreSQL reads as *items*: strings, `None`, and lists of them."""
+    parts = []
+    for item in items:
+        if item is None:
+            parts.append("NULL")
+        elif isinstance(item, list):
+            parts.append(write_array(item, delimiter))
+        else:
+            text = str(item).replace("\\", "\\\\").replace('"', '\\"')
+            parts.append(f'"{text}"')
+    return "{" + delimiter.join(parts) + "}"
