@@ -20,6 +20,9 @@ from gateway.cli import embedded, sample
 APP_USER = "app_user"
 """A login that is no superuser and owns nothing; it may create in `public`."""
 
+GATEWAYS = "application_name = 'pgsluice' and datname like current_database() || '%'"
+"""Backends of the test's own gateway in pg_stat_activity, not of those that tests share."""
+
 _numbers = itertools.count(1)
 
 

@@ -483,7 +483,7 @@ def _problem(status: int, detail: str) -> bytes:
     code = _CODES[status]
     body = json.dumps(
         {
-            "type": f"about:blank#{code}",
+            "type": f"/docs#{code}",
             "title": phrase,
             "status": status,
             "detail": detail,

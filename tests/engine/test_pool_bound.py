@@ -15,11 +15,11 @@ import httpx2
 
 from gateway.settings import LoginSettings
 from tests.fix_gateway import SECRET, Gateway, running, settings_for
-from tests.fix_postgres import Database
+from tests.fix_postgres import GATEWAYS, Database
 
 CALLERS = 200
 PLACES = 3
-OURS = "select pid from pg_stat_activity where application_name = 'pgsluice'"
+OURS = f"select pid from pg_stat_activity where {GATEWAYS}"
 
 
 def ask(gateway: Gateway, body: dict[str, Any]) -> tuple[int, Any]:

@@ -17,12 +17,12 @@ import pytest
 from gateway.cli.token import token_for
 from gateway.settings import TransactionSettings
 from tests.fix_gateway import MASTER, Gateway, running, settings_for
-from tests.fix_postgres import Database
+from tests.fix_postgres import GATEWAYS, Database
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which waiting for something is given up; nothing is measured."""
-OPEN = """select count(*) from pg_stat_activity
-    where application_name = 'pgsluice' and state like 'idle in transaction%'"""
+OPEN = f"""select count(*) from pg_stat_activity
+    where {GATEWAYS} and state like 'idle in transaction%'"""
 
 
 def until(what: Callable[[], bool], why: str) -> None:
@@ -269,8 +269,7 @@ def test_hang_up_inside_a_transaction_rolls_it_back(
     until(
         lambda: (
             table.sql(
-                "select count(*) from pg_stat_activity where application_name = 'pgsluice'"
-                " and state <> 'idle'"
+                f"select count(*) from pg_stat_activity where {GATEWAYS} and state <> 'idle'"
             ).strip()
             == "0"
         ),

@@ -14,11 +14,11 @@ import httpx2
 import pytest
 
 from gateway.cli.token import token_for
-from tests.fix_postgres import Database
+from tests.fix_postgres import GATEWAYS, Database
 
 pytestmark = pytest.mark.process
 MASTER_KEY = "Zm9yIHRlc3RzIG9ubHksIG5ldmVyIGVsc2V3aGVyZSE="
-OURS = "select count(*) from pg_stat_activity where application_name = 'pgsluice'"
+OURS = f"select count(*) from pg_stat_activity where {GATEWAYS}"
 
 
 def until(what: Callable[[], bool], why: str) -> None:

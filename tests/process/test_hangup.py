@@ -20,11 +20,11 @@ import pytest
 
 from gateway.cli.token import token_for
 from tests.fix_gateway import Gateway, running, settings_for
-from tests.fix_postgres import Database
+from tests.fix_postgres import GATEWAYS, Database
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 MASTER_KEY = "Zm9yIHRlc3RzIG9ubHksIG5ldmVyIGVsc2V3aGVyZSE="
-OURS = "from pg_stat_activity where application_name = 'pgsluice'"
+OURS = f"from pg_stat_activity where {GATEWAYS}"
 
 
 def until(what: Callable[[], bool], why: str) -> None:

@@ -300,7 +300,7 @@ _EXTRA = ("sqlstate", "position", "hint", "constraint", "table", "column", "stat
 def write_error(error: GatewayError, operation: str) -> tuple[int, Headers, bytes]:
     """*error* as status, headers and an RFC 9457 problem document."""
     problem: dict[str, Any] = {
-        "type": f"https://pgsluice.dev/errors#{error.code}",
+        "type": f"/docs#{error.code}",
         "title": error.code.replace("_", " "),
         "status": error.status,
         "detail": error.message,
