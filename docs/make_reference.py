@@ -107,8 +107,8 @@ def settings_page() -> str:
         "`debug`, `info`, `warning`, `error`, `off`; the default is `info`.",
         "",
         "Secrets can be kept in files: `auth.master_key_file`, `password_file` of a login and",
-        "`secret_file` of an issuer are read instead of the value itself. `compat`,",
-        "`allow_superuser` and `limits.response_bytes` are accepted and have no effect yet.",
+        "`secret_file` of an issuer are read instead of the value itself. `compat`",
+        "is accepted and has no effect yet.",
     ]
     for title, kind, example in _SECTIONS:
         lines += ["", f"## {title}", "", " ".join((kind.__doc__ or "").split())]

@@ -11,7 +11,8 @@ import httpx2
 import pytest
 
 from gateway.cli.token import token_for
-from tests.fix_gateway import MASTER
+from tests.fix_gateway import MASTER, running, settings_for
+from tests.fix_postgres import Database
 
 pytestmark = pytest.mark.wire
 
@@ -482,3 +483,11 @@ def test_concurrent_callers_see_their_own_rows(shared_gateway: Any) -> None:
     for thread in threads:
         thread.join(60)
     assert wrong == []
+
+
+def test_a_superuser_login_is_refused(database: Database) -> None:
+    settings = settings_for(database, user="postgres")
+    with running(settings, database) as gateway:
+        answer = gateway.execute("select 1")
+    assert (answer["status"], answer["code"]) == (503, "database_unavailable")
+    assert "superuser" in answer["detail"]
