@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -79,15 +80,16 @@ def connect(
     )
 
 
-class Statements:
+class Statements(ABC):
     """What a client and a transaction have in common: ways to run statements."""
 
+    @abstractmethod
     def execute(
         self, sql: str, params: Parameters = None, *, timeout: float | None = None
     ) -> Result:
         """Run one statement; return its rows and what it did."""
-        raise NotImplementedError
 
+    @abstractmethod
     def execute_many(
         self,
         sql: str,
@@ -96,8 +98,8 @@ class Statements:
         timeout: float | None = None,
     ) -> list[Result]:
         """Run one statement for each set of parameters, all or none; one result each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch(
         self,
         statements: Iterable[str | tuple[str, Parameters]],
@@ -105,7 +107,6 @@ class Statements:
         timeout: float | None = None,
     ) -> list[Result]:
         """Run several statements in one request, all or none; one result each."""
-        raise NotImplementedError
 
     @overload
     def query(

@@ -450,7 +450,7 @@ class Engine:
                 if request.schema is not None:
                     suffix = await self._search_path(connection, request.schema, deadline)
                 results = await self._each(
-                    connection, held.target, plans, statements, deadline, many, suffix, True
+                    connection, held.target, plans, statements, deadline, many, suffix
                 )
             except BaseException as error:
                 raise self._failed_in(held, error, call) from None
@@ -480,7 +480,7 @@ class Engine:
             if request.schema is not None:
                 suffix = await self._search_path(connection, request.schema, deadline)
             results = await self._each(
-                connection, target, plans, statements, deadline, many, suffix, True
+                connection, target, plans, statements, deadline, many, suffix
             )
             await self._commit(connection, call)
             call.running = self._time() - started
@@ -497,7 +497,6 @@ class Engine:
         deadline: float,
         many: bool,
         suffix: str,
-        in_transaction: bool,
     ) -> list[Result]:
         results: list[Result] = []
         left = target.settings.response_bytes
@@ -513,7 +512,7 @@ class Engine:
                     statement,
                     _left(deadline, self._time),
                     suffix=suffix,
-                    in_transaction=in_transaction,
+                    in_transaction=True,
                 )
                 before = connection.counter.received
                 try:

@@ -310,16 +310,14 @@ class Connection(asyncpg.Connection):
         tag = await self._protocol.query(sql, timeout)
         return tag.decode("ascii", "replace") if isinstance(tag, bytes) else str(tag)
 
-    async def begin(
-        self, mode: TransactionMode, timeout: float, extra: str = "", write: bool = True
-    ) -> None:
-        """Open a transaction; *extra* is our own SQL for the same message."""
+    async def begin(self, mode: TransactionMode, timeout: float, *, write: bool = True) -> None:
+        """Open a transaction; READ ONLY if *mode* says so or nothing is to be written."""
         access = "READ ONLY" if mode.read_only or not write else "READ WRITE"
         level = _ISOLATION[mode.isolation] if mode.isolation else ""
         deferrable = " DEFERRABLE" if mode.deferrable else ""
         # With a snapshot taken, the caller can no longer make it READ WRITE.
         pin = ";SELECT 1" if mode.read_only else ""
-        await self.script(f"BEGIN{level} {access}{deferrable}{extra}{pin}", timeout)
+        await self.script(f"BEGIN{level} {access}{deferrable}{pin}", timeout)
 
     def forget(self) -> None:
         """Drop all prepared statements, after DDL or a sign of a foreign DEALLOCATE."""
