@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,17 @@ KEY_ID = "GWAKTESTKEY000001"
 OTHER_KEY_ID = "GWAKTESTKEY000002"
 RESOURCE = "arn:aws:rds:us-east-1:123456789012:cluster:main"
 SECRET = "arn:aws:secretsmanager:us-east-1:123456789012:secret:main-AbCdEf"
+
+
+PATIENCE = 60.0
+"""Seconds after which waiting for something is given up; nothing is measured."""
+
+
+def until(what: Callable[[], bool], why: str) -> None:
+    """Ask again and again until *what* is so."""
+    give_up = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < give_up, why
 
 
 @dataclass

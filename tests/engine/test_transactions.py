@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -16,20 +15,11 @@ import pytest
 
 from gateway.cli.token import token_for
 from gateway.settings import TransactionSettings
-from tests.fix_gateway import MASTER, Gateway, running, settings_for
+from tests.fix_gateway import MASTER, PATIENCE, Gateway, running, settings_for, until
 from tests.fix_postgres import GATEWAYS, Database
 
-PATIENCE = 60.0
-"""Seconds after which waiting for something is given up; nothing is measured."""
 OPEN = f"""select count(*) from pg_stat_activity
     where {GATEWAYS} and state like 'idle in transaction%'"""
-
-
-def until(what: Callable[[], bool], why: str) -> None:
-    """Ask again and again until *what* is so."""
-    give_up = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < give_up, why
 
 
 class Caller:

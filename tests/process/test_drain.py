@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,18 +12,12 @@ import httpx2
 import pytest
 
 from gateway.cli.token import token_for
+from tests.fix_gateway import until
 from tests.fix_postgres import GATEWAYS, Database
 
 pytestmark = pytest.mark.process
 MASTER_KEY = "Zm9yIHRlc3RzIG9ubHksIG5ldmVyIGVsc2V3aGVyZSE="
 OURS = f"select count(*) from pg_stat_activity where {GATEWAYS}"
-
-
-def until(what: Callable[[], bool], why: str) -> None:
-    """Ask again and again until *what* is so."""
-    give_up = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < give_up, why
 
 
 def test_terminated_gateway_finishes_what_runs(database: Database) -> None:

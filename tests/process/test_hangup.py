@@ -8,7 +8,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,19 +18,11 @@ import httpx2
 import pytest
 
 from gateway.cli.token import token_for
-from tests.fix_gateway import Gateway, running, settings_for
+from tests.fix_gateway import Gateway, running, settings_for, until
 from tests.fix_postgres import GATEWAYS, Database
 
-PATIENCE = 60.0
 MASTER_KEY = "Zm9yIHRlc3RzIG9ubHksIG5ldmVyIGVsc2V3aGVyZSE="
 OURS = f"from pg_stat_activity where {GATEWAYS}"
-
-
-def until(what: Callable[[], bool], why: str) -> None:
-    """Ask again and again until *what* is so."""
-    give_up = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < give_up, why
 
 
 def number(database: Database, where: str) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import threading
+from dataclasses import replace
 from typing import Any
 
 import httpx2
 import pytest
 
 from gateway.cli.token import token_for
-from tests.fix_gateway import MASTER, running, settings_for
+from tests.fix_gateway import MASTER, running, settings_for, until
 from tests.fix_postgres import Database
 
 pytestmark = pytest.mark.wire
@@ -333,8 +334,7 @@ class TestErrors:
         thread = threading.Thread(target=sleep)
         thread.start()
         running = "select count(*) from pg_stat_activity where query = 'select pg_sleep(60)'"
-        while _value(gateway, running) == 0:
-            pass
+        until(lambda: _value(gateway, running) > 0, "the statement never ran")
         with gateway.http(token_for(MASTER, subject="other", lifetime=60)) as client:
             assert client.delete("/statements/sleeper").status_code == 404
         with gateway.http() as client:
@@ -448,8 +448,7 @@ class TestTransactions:
 
     def test_an_idle_one_expires(self, gateway: Any) -> None:
         id = _begin(gateway, idle_timeout=0.05)
-        while _metric(gateway, "pgsluice_transactions_open"):
-            pass
+        until(lambda: not _metric(gateway, "pgsluice_transactions_open"), "it never expired")
         gone = gateway.execute("select 1", transaction=id)
         assert (gone["code"], "expired" in gone["detail"]) == ("transaction_gone", True)
 
@@ -491,3 +490,30 @@ def test_a_superuser_login_is_refused(database: Database) -> None:
         answer = gateway.execute("select 1")
     assert (answer["status"], answer["code"]) == (503, "database_unavailable")
     assert "superuser" in answer["detail"]
+
+
+def test_a_dead_database_is_a_clear_503_and_is_found_again(database: Database) -> None:
+    settings = settings_for(database)
+    target = settings.targets["main"]
+    dead = replace(target, hosts=(("127.0.0.1", 1),), statement_timeout=1.0)
+    with running(replace(settings, targets={"main": dead}), database) as gateway:
+        answer = _post(gateway, "/execute", {"sql": "select 1"})
+        assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+        assert (answer.json()["outcome"], answer.json()["retry"]) == ("not_executed", "safe")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert _metric(gateway, "pgsluice_connections_in_use") == 0
+        ready = httpx2.get(gateway.url + "/readyz")
+        assert (ready.status_code, ready.json()["targets"]["main"]["state"]) == (200, "waiting")
+
+
+def test_a_full_queue_is_an_early_429_and_loses_no_place(database: Database) -> None:
+    settings = settings_for(database, max_connections=1, max_open_transactions=1, max_waiting=0)
+    with running(settings, database) as gateway:
+        id = _begin(gateway)
+        answer = _post(gateway, "/execute", {"sql": "select 1"})
+        assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+        assert (answer.json()["outcome"], answer.json()["retry"]) == ("not_executed", "safe")
+        assert int(answer.headers["retry-after"]) >= 1
+        _post(gateway, f"/transactions/{id}/rollback")
+        until(lambda: not _metric(gateway, "pgsluice_connections_in_use"), "the place is lost")
+        assert _value(gateway, "select 1") == 1
