@@ -8,13 +8,15 @@ import random
 import socket
 import ssl
 import struct
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from ..core.errors import DatabaseUnavailable, GatewayError
+from ..core.pool_policy import expiry
 from ..settings import LoginSettings, TargetSettings
 from .connection import Connection
 from .failures import translate_connect
@@ -34,6 +36,13 @@ _SESSION = {
     "extra_float_digits": "1",
     "role": "none",
     "row_security": "on",
+    # What a text means: the lexer reads it as these say.
+    "standard_conforming_strings": "on",
+    "backslash_quote": "safe_encoding",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    "xmloption": "content",
+    "idle_session_timeout": "0",
     "lock_timeout": "0",
     "client_min_messages": "notice",
     "tcp_keepalives_idle": "10",
@@ -46,17 +55,62 @@ OPTIONAL = ("client_connection_check_interval", "tcp_user_timeout")
 """Settings that an older server or a pooler in between may refuse; then they are left out."""
 
 
+class Credentials(Protocol):
+    """Where a login's credentials come from, if not from the settings."""
+
+    on_change: Callable[[], None]
+
+    async def current(self) -> Any:
+        """What to log in with now: has `user` and `password`."""
+
+    async def alternatives(self, refused: Any) -> Sequence[Any]:
+        """What else might be right, if PostgreSQL has refused *refused*."""
+
+    def worked(self, credential: Any) -> None:
+        """An alternative was accepted."""
+
+
+_STAGGER = 0.25
+"""Seconds after which the next host is tried beside one that has not answered."""
+_NEXT_HOST = (
+    OSError,
+    TimeoutError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TargetServerAttributeNotMatched,
+)
+"""What one host may say while another is the primary."""
+
+
+def _hang_up(task: asyncio.Task[Connection]) -> None:
+    """A host that was dialled in vain has answered after all."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().terminate()
+
+
 class Connector:
     """Opens clean connections for one login on one database of one target."""
 
-    def __init__(self, target: TargetSettings, login: LoginSettings, database: str) -> None:
+    def __init__(
+        self,
+        target: TargetSettings,
+        login: LoginSettings,
+        database: str,
+        credentials: Credentials | None = None,
+    ) -> None:
         self.target = target
+        self._credentials = credentials
+        self._opened: WeakSet[Connection] = WeakSet()
+        if credentials is not None and login.revoke_on_rotate:
+            credentials.on_change = self._revoke
         self.login = login
         self.database = database
         self.catalog = TypeCatalog()
         self.weakened: set[str] = set()
         """Session settings that the server refused."""
-        self._tls = _tls(target)
+        self._tls = _tls(target, login)
+        self._primary: tuple[str, int] | None = None
+        self.was_primary = False
+        """A connection of ours was to a server that took writes."""
 
     def _password(self) -> str | None:
         login = self.login
@@ -101,28 +155,96 @@ class Connector:
                     raise
                 self.weakened.add(refused[0])
                 continue
-            if connection.get_settings().is_superuser == "on" and not self.target.allow_superuser:
+            try:
+                return await self._set_up(connection)
+            except BaseException:
                 connection.terminate()
-                raise DatabaseUnavailable(
-                    "the login of this target is a superuser",
-                    hint="log in as an ordinary role, or set allow_superuser",
-                )
-            connection.set_up(self.catalog)
-            _harden(connection)
-            await connection.plant_canary()
-            now = asyncio.get_running_loop().time()
-            connection.born = now
-            connection.expires = now + self.target.pool.max_lifetime * random.uniform(0.9, 1.0)
-            return connection
+                raise
         raise DatabaseUnavailable
 
+    async def _set_up(self, connection: Connection) -> Connection:
+        if connection.get_settings().is_superuser == "on" and not self.target.allow_superuser:
+            raise DatabaseUnavailable(
+                "the login of this target is a superuser",
+                hint="log in as an ordinary role, or set allow_superuser",
+            )
+        connection.set_up(self.catalog)
+        self.was_primary = self.was_primary or not connection.in_recovery
+        _harden(connection)
+        await connection.plant_canary()
+        now = asyncio.get_running_loop().time()
+        connection.born = now
+        connection.expires = expiry(now, self.target.pool.max_lifetime, random.random())
+        return connection
+
     async def _open(self, timeout: float) -> Connection:
+        credentials = self._credentials
+        if credentials is None:
+            return await self._log_in(self.login.user, self._password(), timeout)
+        credential = await credentials.current()
+        try:
+            return await self._log_in(credential.user, credential.password, timeout)
+        except asyncpg.InvalidAuthorizationSpecificationError:
+            # Each once and no more: wrong passwords in numbers lock accounts.
+            for other in await credentials.alternatives(credential):
+                try:
+                    connection = await self._log_in(other.user, other.password, timeout)
+                except asyncpg.InvalidAuthorizationSpecificationError:
+                    continue
+                credentials.worked(other)
+                return connection
+            raise
+
+    def _revoke(self) -> None:
+        """Lend nothing again that was opened with credentials that are no longer the right ones."""
+        for connection in self._opened:
+            connection.expires = 0.0
+
+    async def _log_in(self, user: str, password: str | None, timeout: float) -> Connection:
         hosts = self.target.hosts
+        if len(hosts) == 1:
+            return await self._dial(hosts[0], user, password, timeout)
+        # The one that was primary last comes first.
+        ordered = sorted(hosts, key=lambda host: host != self._primary)
+        waiting = iter(ordered)
+        dialled: dict[asyncio.Task[Connection], tuple[str, int]] = {}
+        failure: BaseException = DatabaseUnavailable()
+        try:
+            while True:
+                host = next(waiting, None)
+                if host is not None:
+                    task = asyncio.create_task(self._dial(host, user, password, timeout))
+                    dialled[task] = host
+                elif not dialled:
+                    raise failure
+                # A host that says nothing must not use up the time of the others.
+                done, _ = await asyncio.wait(
+                    dialled,
+                    timeout=_STAGGER if host is not None else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for task in done:
+                    host = dialled.pop(task)
+                    error = task.exception()
+                    if error is None:
+                        self._primary = host
+                        return task.result()
+                    if not isinstance(error, _NEXT_HOST):
+                        raise error
+                    failure = error
+        finally:
+            for task in dialled:
+                task.cancel()
+                task.add_done_callback(_hang_up)
+
+    async def _dial(
+        self, host: tuple[str, int], user: str, password: str | None, timeout: float
+    ) -> Connection:
         connection = await asyncpg.connect(
-            host=[host for host, _ in hosts],
-            port=[port for _, port in hosts],
-            user=self.login.user,
-            password=self._password(),
+            host=host[0],
+            port=host[1],
+            user=user,
+            password=password,
             database=self.database,
             timeout=timeout,
             ssl=self._tls,
@@ -132,20 +254,25 @@ class Connector:
             max_cached_statement_lifetime=0,
             max_cacheable_statement_size=1 << 20,
             target_session_attrs=SessionAttribute.primary
-            if len(hosts) > 1
+            if len(self.target.hosts) > 1
             else SessionAttribute.any,
         )
         assert isinstance(connection, Connection)
+        if self.login.revoke_on_rotate:
+            self._opened.add(connection)
         return connection
 
 
-def _tls(target: TargetSettings) -> Any:
+def _tls(target: TargetSettings, login: LoginSettings) -> Any:
     if target.tls == "disable" or all(host.startswith("/") for host, _ in target.hosts):
         return False
     context = ssl.create_default_context(
         cafile=str(target.cafile) if target.cafile is not None else None
     )
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if login.client_cert is not None:
+        # Without a password OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(login.client_cert, login.client_key, password="")
     return context
 
 

@@ -1,26 +1,104 @@
 """Few connections, many borrowers.
 
 The fair queue in front hands out places; a place is the right to one
-connection, so `take` never waits for another borrower: it returns an idle
-connection or opens one. Connections are opened one at a time, with jitter after
+connection, so whoever asks `take` gets an idle connection, the next one that is
+given back, or a new one. Connections are opened one at a time, with jitter after
 a failure, and are believed by PostgreSQL's word only: after each use the
-session is reset, and in doubt it is closed.
+session is reset, and in doubt it is closed. How many sessions there are is
+counted by `Room`, until PostgreSQL itself has ended them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 from collections import deque
 from collections.abc import Callable
 
 from ..core.errors import DatabaseUnavailable, GatewayError, QueueTimeout
+from ..core.observation import ConnectFailed, ConnectionClosed, ConnectionOpened, Observer
+from ..core.pool_policy import Reason, Seats, backoff, lend, next_sweep, on_return, sweep
 from .connect import Connector
 from .connection import Connection
 
-_BACKOFF = (0.05, 5.0)
-"""Seconds: the first and the longest pause after a failed connect, with full jitter."""
 _RESET_TIMEOUT = 5.0
+_CLOSE_TIMEOUT = 1.0
+
+
+class Room:
+    """The sessions that PostgreSQL may have for one target, whatever they are doing.
+
+    `core/pool_policy.py` counts the seats; here are the tasks that wait for one.
+    """
+
+    def __init__(self, limit: int, spare: Callable[[], bool]) -> None:
+        self._seats = Seats(limit)
+        self._spare = spare
+        """Closes an idle connection of any pool; whether there was one."""
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def used(self) -> int:
+        """Sessions that are being opened, open, or being closed."""
+        return self._seats.used
+
+    @property
+    def surplus(self) -> bool:
+        """Whether there are more sessions than there may be, those on their way out aside."""
+        seats = self._seats
+        return seats.used - seats.closing > seats.limit
+
+    async def enter(self) -> None:
+        """Wait until one more session may be opened, and take the room for it."""
+        seats = self._seats
+        if seats.enter():
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self.offer()
+        try:
+            await waiter
+        except BaseException:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+                seats.give_up()
+            elif not waiter.cancelled():
+                self.leave()
+            raise
+
+    def offer(self) -> None:
+        """A connection became idle, or somebody waits for room: then an idle one has to go."""
+        while self._seats.to_spare and self._spare():
+            pass
+
+    def leave(self) -> None:
+        """A session has ended, or was never opened."""
+        self._wake(self._seats.leave())
+
+    def set_limit(self, limit: int) -> None:
+        """Allow so many sessions from now on; those too many end when they are given back."""
+        self._wake(self._seats.set_limit(limit))
+        self.offer()
+
+    def close(self) -> None:
+        """A session is being closed; `closed` follows."""
+        self._seats.closing += 1
+
+    def closed(self) -> None:
+        """A session that was being closed has ended."""
+        self._seats.closing -= 1
+        self.leave()
+
+    def _wake(self, seated: int) -> None:
+        while seated:
+            seated -= 1
+            waiter = self._waiting.popleft()
+            if waiter.done():
+                # Cancelled, and its task has not run yet: its seat goes on.
+                seated += self._seats.leave()
+            else:
+                waiter.set_result(None)
 
 
 class Pool:
@@ -29,22 +107,27 @@ class Pool:
     def __init__(
         self,
         connector: Connector,
-        *,
-        on_connect: Callable[[], None] = lambda: None,
-        on_discard: Callable[[str], None] = lambda reason: None,
-        on_reset: Callable[[], None] = lambda: None,
-        make_room: Callable[[], None] = lambda: None,
+        room: Room,
+        observer: Observer,
+        login: str,
     ) -> None:
         self.connector = connector
+        self.login = login
+        """Its name in the settings."""
+        self.database = connector.database
+        self._target = connector.target.name
         self.size = 0
-        """Open connections, lent and idle."""
+        """Open connections, lent and idle, and the one that is being opened."""
+        self._room = room
         self._idle: deque[Connection] = deque()
-        self._opening = asyncio.Lock()
+        self._waiting: deque[asyncio.Future[Connection]] = deque()
+        self._opener: asyncio.Task[None] | None = None
+        self._connecting = False
+        self._closing: set[asyncio.Task[None]] = set()
         self._failures = 0
-        self._on_connect = on_connect
-        self._on_discard = on_discard
-        self._on_reset = on_reset
-        self._make_room = make_room
+        self._observer = observer
+        self._retired = False
+        self._sweeper: asyncio.TimerHandle | None = None
         self.healthy: bool | None = None
         """Whether the last attempt to connect succeeded; `None` before the first."""
         self.last_error: GatewayError | None = None
@@ -56,105 +139,208 @@ class Pool:
 
     def take_idle(self, now: float) -> Connection | None:
         """An idle connection that is still good, at once."""
-        idle = self._idle
-        while idle:
-            # The one used last: its caches are warm, and the others age and are closed.
-            connection = idle.pop()
-            if connection.is_closed():
-                self._forget(connection, "lost")
-            elif connection.expires <= now:
-                self._forget(connection, "age")
-            else:
-                return connection
-        return None
+        lent = lend(self._idle, now)
+        for connection, reason in lent.closed:
+            self._forget(connection, reason)
+        return lent.connection
 
     async def take(self, deadline: float) -> Connection:
-        """An idle connection, or a new one before *deadline* (event-loop time).
+        """An idle connection, or the next to be given back or opened before *deadline*.
+
+        Args:
+            deadline: A moment of the event loop's clock.
 
         Raises:
             DatabaseUnavailable: The database took no connection in time.
+            QueueTimeout: None came free in time.
         """
         loop = asyncio.get_running_loop()
         entered = loop.time()
-        while True:
-            connection = self.take_idle(loop.time())
-            if connection is not None:
-                return connection
-            try:
-                async with asyncio.timeout_at(deadline):
-                    async with self._opening:
-                        # While waiting for the lock somebody may have given one back.
-                        connection = self.take_idle(loop.time())
-                        if connection is not None:
-                            return connection
-                        return await self._open(deadline - loop.time())
-            except TimeoutError:
-                raise self.last_error or QueueTimeout(waited=loop.time() - entered) from None
-            except DatabaseUnavailable as error:
-                self.last_error = error
-                pause = random.uniform(
-                    0, min(_BACKOFF[1], _BACKOFF[0] * 2 ** min(self._failures, 10))
-                )
-                if loop.time() + pause >= deadline:
-                    raise
-                await asyncio.sleep(pause)
-
-    async def _open(self, left: float) -> Connection:
-        # In the same turn of the loop as the counting: nobody else may take the room.
-        self._make_room()
-        self.size += 1
+        connection = self.take_idle(entered)
+        if connection is not None:
+            return connection
+        waiter: asyncio.Future[Connection] = loop.create_future()
+        self._waiting.append(waiter)
+        if self._opener is None or self._opener.done():
+            self._opener = loop.create_task(self._open_while_wanted())
         try:
-            connection = await self.connector.connect(
-                min(left, self.connector.target.pool.connect_timeout)
-            )
+            async with asyncio.timeout_at(deadline):
+                return await waiter
+        except TimeoutError:
+            self._leave(waiter)
+            raise self._why_none(loop.time() - entered) from None
         except BaseException:
+            self._leave(waiter)
+            raise
+
+    def _leave(self, waiter: asyncio.Future[Connection]) -> None:
+        """The one who waited is gone; a connection that it was just given goes on."""
+        if waiter.done() and not waiter.cancelled():
+            self._keep(waiter.result())
+        else:
+            waiter.cancel()
+
+    def _why_none(self, waited: float) -> GatewayError:
+        if self.last_error is not None:
+            # A copy each: what an answer adds to it belongs to one request.
+            return copy.copy(self.last_error)
+        if self._connecting:
+            return DatabaseUnavailable("the database did not answer in time")
+        return QueueTimeout(waited=waited)
+
+    def _wanted(self) -> bool:
+        waiting = self._waiting
+        while waiting and waiting[0].done():
+            waiting.popleft()
+        return bool(waiting)
+
+    async def _open_while_wanted(self) -> None:
+        while self._wanted():
+            await self._room.enter()
+            if not self._wanted():
+                self._room.leave()
+                return
+            try:
+                connection = await self._open()
+            except GatewayError as error:
+                self.last_error = error
+                await asyncio.sleep(backoff(self._failures, random.random()))
+            else:
+                self._keep(connection)
+
+    async def _open(self) -> Connection:
+        """A new connection; room has been taken for it, and is given up if it fails."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        self.size += 1
+        self._connecting = True
+        try:
+            connection = await self.connector.connect(self.connector.target.pool.connect_timeout)
+        except BaseException as error:
             self.size -= 1
             self._failures += 1
             self.healthy = False
+            self._room.leave()
+            if isinstance(error, GatewayError):
+                self._observer.happened(ConnectFailed(self._target, error.code, clock() - began))
             raise
+        finally:
+            self._connecting = False
         self._failures = 0
         self.healthy = True
         self.last_error = None
-        self._on_connect()
+        self._observer.happened(ConnectionOpened(self._target, clock() - began))
         return connection
 
-    def drop_idle(self, reason: str) -> bool:
-        """Close the connection that was idle for longest, if there is one."""
+    def _keep(self, connection: Connection) -> None:
+        """Give a clean connection to whoever waits for one, or lay it aside."""
+        if self._wanted():
+            self._waiting.popleft().set_result(connection)
+            return
+        if self._retired:
+            self._forget(connection, Reason.CONFIG)
+            return
+        self._idle.append(connection)
+        if self._sweeper is None:
+            self._sweep_at(connection.expires)
+        self._room.offer()
+
+    def _sweep_at(self, when: float) -> None:
+        self._sweeper = asyncio.get_running_loop().call_at(when, self._sweep, when)
+
+    def _sweep(self, when: float) -> None:
+        """Close those that reached their time, or were closed, while nobody wanted them."""
+        self._sweeper = None
+        # A timer may fire a clock tick early; what was due at *when* is due.
+        for connection, reason in sweep(self._idle, when):
+            self._forget(connection, reason)
+        following = next_sweep(self._idle)
+        if following is not None:
+            self._sweep_at(following)
+
+    def drop_idle(self) -> bool:
+        """Close the connection that was idle for longest, if there is one, to make room."""
         if not self._idle:
             return False
-        self._forget(self._idle.popleft(), reason)
+        self._forget(self._idle.popleft(), Reason.ROOM)
         return True
 
+    def retire(self) -> None:
+        """Close what is idle, and keep nothing that is given back: another pool takes over."""
+        self._retired = True
+        while self._idle:
+            self._forget(self._idle.popleft(), Reason.CONFIG)
+
     def discard(self, connection: Connection, reason: str) -> None:
-        """Close a lent connection for good."""
+        """Close a lent connection for good.
+
+        Args:
+            reason: One of `Reason`.
+        """
         self._forget(connection, reason)
 
     def _forget(self, connection: Connection, reason: str) -> None:
         self.size -= 1
-        self._on_discard(reason)
-        connection.abort()
+        self._observer.happened(ConnectionClosed(self._target, reason))
+        self._room.close()
+        line = connection.hang_up()
+        if line is None:
+            self._room.closed()
+            return
+        task = asyncio.get_running_loop().create_task(connection.see_off(line))
+        self._closing.add(task)
+        task.add_done_callback(self._seen_off)
+
+    def _seen_off(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        self._room.closed()
 
     async def give_back(self, connection: Connection) -> None:
         """Reset a lent connection and keep it, or close it; never raises for its sake."""
         try:
             clean = await connection.clean(_RESET_TIMEOUT)
         except asyncio.CancelledError:
-            self._forget(connection, "cancelled")
+            self._forget(connection, Reason.CANCELLED)
             raise
         except Exception:  # noqa: BLE001  # whatever it is, the work is done and this one goes
             clean = False
-        if not clean:
-            self._forget(connection, "broken" if connection.broken else "dirty")
+        if clean:
+            self._observer.connection_reset(self._target)
+        reason = on_return(
+            clean=clean,
+            broken=connection.broken,
+            retired=self._retired,
+            surplus=self._room.surplus,
+            expires=connection.expires,
+            now=asyncio.get_running_loop().time(),
+        )
+        if reason is not None:
+            self._forget(connection, reason)
             return
-        self._on_reset()
-        self._idle.append(connection)
+        self._keep(connection)
 
     async def close(self) -> None:
-        """Close every idle connection."""
+        """Close every idle connection, and open no more."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        if self._opener is not None:
+            self._opener.cancel()
+            await asyncio.wait([self._opener])
         while self._idle:
             connection = self._idle.pop()
             self.size -= 1
+            self._observer.happened(ConnectionClosed(self._target, Reason.CLOSED))
             try:
-                await connection.close(timeout=1.0)
+                await connection.close(timeout=_CLOSE_TIMEOUT)
             except Exception:  # noqa: BLE001  # going away either way
-                connection.abort()
+                line = connection.hang_up()
+                if line is not None:
+                    line.close()
+            self._room.leave()
+        if self._closing:
+            _, late = await asyncio.wait(self._closing, timeout=_CLOSE_TIMEOUT)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
