@@ -3,16 +3,17 @@
     python docs/make_reference.py
 
 `settings.md` from `gateway/settings.py`, `errors.md` from `gateway/core/errors.py`,
-`metrics.md` from a gateway that was asked for its metrics. A test compares.
+`metrics.md` from the definitions in `gateway/observe/metrics.py`. A test compares.
 """
 
 from __future__ import annotations
 
 import ast
-import asyncio
 import dataclasses
 import inspect
 import sys
+from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from gateway import settings as knobs  # noqa: E402
-from gateway.app import create_app  # noqa: E402
 from gateway.core import errors  # noqa: E402
 from gateway.core.model import Limits  # noqa: E402
 from gateway.core.policy import ClaimRef, Rule  # noqa: E402
+from gateway.core.pool_policy import Reason  # noqa: E402
+from gateway.core.transaction import Event, is_end  # noqa: E402
+from gateway.observe.metrics import DEFINITIONS  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 _MADE = "<!-- Made by docs/make_reference.py; change the code instead. -->\n\n"
@@ -154,32 +157,67 @@ def errors_page() -> str:
 
 
 def metrics_page() -> str:
-    """Every metric with its labels."""
-
-    async def gather() -> list[Any]:
-        target = knobs.TargetSettings(name="main", hosts=(("127.0.0.1", 5432),))
-        app = create_app(knobs.Settings(targets={"main": target}))
-        for each in app.targets.by_name.values():
-            counters = each.counters
-            counters.discard("age")
-            counters.cancel("deadline")
-            counters.end("committed")
-        app.server.counts.add("execute", 400, "database_error")
-        return list(app._metrics())
-
+    """Every metric with its labels, and what others call the nearest thing."""
     lines = [
         "# Metrics",
         "",
-        "`GET /metrics` on the admin listener, in Prometheus' text format. Counters and gauges;",
-        "there are no histograms, the times of each request are in the access log.",
+        "`GET /metrics` on the admin listener, in Prometheus' text format. No label holds SQL,",
+        "a user or a tenant. Times are seconds, sizes are bytes. A histogram has the series",
+        "`_bucket`, `_sum` and `_count`.",
         "",
-        "| name | kind | labels | meaning |",
-        "|---|---|---|---|",
+        "Beside each stands the nearest thing that RDS Proxy (in CloudWatch) and PgBouncer (on its",
+        "console) have; they do not always count the same.",
+        "",
+        "| name | kind | labels | meaning | RDS Proxy; PgBouncer |",
+        "|---|---|---|---|---|",
     ]
-    for metric in asyncio.run(gather()):
-        labels = ", ".join(f"`{label}`" for label in next(iter(metric.samples)).labels)
-        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
+    for metric in DEFINITIONS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        lines.append(
+            f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} | {metric.beside} |"
+        )
+    lines += ["", "## Reasons", "", "| metric | reason | meaning |", "|---|---|---|"]
+    for name, reason, meaning in _reasons():
+        lines.append(f"| `{name}` | `{reason}` | {_cell(meaning)} |")
     return _MADE + "\n".join(lines) + "\n"
+
+
+def _reasons() -> Iterator[tuple[str, str, str]]:
+    for name, kind in (
+        ("pgsluice_discards_total", Reason),
+        ("pgsluice_transactions_ended_total", Event),
+    ):
+        for member, (value, meaning) in _members(kind).items():
+            if kind is Reason or is_end(Event[member]):
+                yield name, value, meaning
+    for reason, meaning in (
+        ("deadline", "The caller's, the statement's or the target's time was over."),
+        ("hangup", "The caller went away."),
+        ("request", "Somebody asked for it by its request id."),
+        ("drain", "The grace time of a node that is to stop was over."),
+    ):
+        yield "pgsluice_cancels_total", reason, meaning
+    for reason, meaning in (
+        ("full", "The tenant had as many waiting as it may have."),
+        ("early", "It would have waited in vain, and was told at once."),
+        ("timeout", "No turn came before its deadline."),
+        ("hangup", "The caller went away, or the request was cancelled."),
+        ("draining", "The node is to stop."),
+    ):
+        yield "pgsluice_queue_refusals_total", reason, meaning
+
+
+def _members(kind: type[Enum]) -> dict[str, tuple[str, str]]:
+    """Value and the string below it, for each member of *kind*."""
+    found: dict[str, tuple[str, str]] = {}
+    last = ""
+    for node in _source(kind).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            last = node.targets[0].id
+            found[last] = (kind[last].value, "")
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and last:
+            found[last] = (found[last][0], " ".join(str(node.value.value).split()))
+    return found
 
 
 def pages() -> dict[str, str]:

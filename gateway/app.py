@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from .api.auth import PATH as AUTH_PATH
+from .api.auth import AuthRoutes
+from .api.cors import Cors
 from .api.dialect import Exchange, Server
 from .api.docs import render_docs
 from .api.native.routes import native
 from .api.operations import PUBLIC_PATHS, admin, public, read_document
 from .api.rds_data.routes import rds_data
-from .core.bearer import ASYMMETRIC, GATEWAY_ISSUER, Issuer, gateway_issuer, public_key
-from .core.keys import token_key, token_key_id
+from .core.iam import Seen
+from .core.observation import (
+    ConfigurationLoaded,
+    ConfigurationRefused,
+    DrainBegan,
+    Observer,
+    Observers,
+)
+from .core.transaction import Event
 from .engine.engine import Engine
-from .engine.identity import Identifier
-from .engine.targets import Targets
+from .engine.exchange import IamExchange
+from .engine.identity import make_identifier
+from .engine.ledger import Ledger
+from .engine.targets import Target, Targets
 from .engine.transactions import Transactions
 from .observe.logs import RequestLog
-from .observe.metrics import Metric, Sample, render
-from .settings import AuthSettings, Settings
+from .observe.metrics import Metrics, NodeState, TargetState
+from .providers.fetch import Fetcher
+from .providers.sts import CallerIdentities
+from .settings import Settings
 
 _RDS_PATHS = frozenset(
     {
@@ -39,71 +54,176 @@ class App:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.targets = Targets(settings.targets)
-        self.transactions = Transactions(master=settings.auth.master_key)
+        self._announcing: asyncio.Task[None] | None = None
+        self.callers: Callable[[], int] = lambda: 0
+        """Counts the open connections of callers; the server that listens knows."""
         self.log = RequestLog(settings.log_level)
+        self.metrics = Metrics(self._state)
+        self.observer: Observer = Observers([self.metrics, self.log])
+        self.targets = Targets(settings.targets, self.observer)
+        self.transactions = Transactions(master=settings.auth.master_key)
+        self.fetcher = Fetcher()
         self.server = Server(
             engine=Engine(
                 targets=self.targets,
                 transactions=self.transactions,
                 rules=settings.policy,
+                ledger=Ledger(master=settings.auth.master_key, wall=time.time),
                 wall=time.time,
             ),
-            identifier=_identifier(settings.auth, settings.server.hosts),
+            identifier=make_identifier(settings, self.fetcher),
             wall=time.time,
             request_bytes=settings.server.request_bytes,
+            observer=self.observer,
             observe=self._observe,
+            cors=Cors(settings.cors),
         )
+        self._auth = AuthRoutes(self.server, self._iam_exchange(settings))
         self._native = native(self.server)
         self._rds_data = rds_data(self.server)
+        self.direct = dict([*self._native.direct(), *self._rds_data.direct()])
+        """What the protocol may answer without ASGI, by target."""
         self._public = public(
-            self.targets, lambda: self.server.draining, lambda: render_docs(read_document)
+            self.targets,
+            lambda: self.server.draining,
+            lambda: render_docs(read_document),
+            self.server.engine.ledger.state,
         )
-        self.admin = admin(lambda: render(self._metrics()))
+        self.admin = admin(self.metrics.render, self.targets)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Find the dialect by the path; Starlette serves only what is rare."""
         if scope["type"] != "http":
             return
         path = scope["path"]
+        if self.server.cors and scope["method"] == "OPTIONS":
+            headers = self.server.cors.preflight("OPTIONS", scope["headers"])
+            if headers is not None:
+                await send({"type": "http.response.start", "status": 204, "headers": headers})
+                await send({"type": "http.response.body", "body": b""})
+                return
         if path in _RDS_PATHS:
             await self._rds_data(self._rds_data.find(path), scope, receive, send)
+        elif path == AUTH_PATH:
+            await self._auth(scope, receive, send)
         elif path in PUBLIC_PATHS and scope["method"] in ("GET", "HEAD"):
             await self._public(scope, receive, send)
         else:
             await self._native(self._native.find(path), scope, receive, send)
 
     async def start(self) -> None:
-        """Nothing is opened before it is asked for."""
+        """Look where each target remembers idempotency keys; nobody waits for that."""
+        self._announcing = asyncio.create_task(self._announce())
+
+    async def _announce(self) -> None:
+        ledger = self.server.engine.ledger
+        await asyncio.gather(*(ledger.announce(each) for each in self.targets.all()))
 
     async def drain(self, grace: float) -> None:
-        """Take no new work; return when what runs has ended, or after *grace* seconds."""
-        server = self.server
+        """Take no new work; return when what runs has ended, or was stopped after *grace* seconds.
+
+        Open transactions may go on meanwhile, if their callers make haste. A COMMIT that is
+        on its way is never stopped.
+        """
+        server, transactions = self.server, self.transactions
+        now = asyncio.get_running_loop().time()
         server.draining = True
-        for target in self.targets.by_name.values():
-            target.admission.close()
+        self.observer.happened(DrainBegan(server.active, len(transactions.open)))
+        self.targets.each(Target.take_no_more)
+        transactions.drain(idle=self.settings.server.drain_idle, ends=now + grace)
         try:
             async with asyncio.timeout(grace):
-                while server.active:
-                    server.quiet.clear()
-                    await server.quiet.wait()
+                await self._quiet()
         except TimeoutError:
-            for exchange in list(server.running.values()):
-                if exchange.task is not None and not exchange.call.committing:
-                    exchange.call.cancelled = True
-                    exchange.task.cancel()
-        self.transactions.end_all("drained", "The node was shut down; it was rolled back.")
+            self._stop_what_runs()
+        transactions.end_all(Event.DRAINED)
+        # What was stopped is cleaned and answered; a COMMIT ends, by its own limit at last.
+        while any(each.call.committing for each in server.running.values()):
+            server.quiet.clear()
+            await server.quiet.wait()
+        try:
+            async with asyncio.timeout(_LAST_WORDS):
+                await self._quiet()
+        except TimeoutError:
+            return
+
+    async def _quiet(self) -> None:
+        """Wait until no transaction is open and no request is being served."""
+        server, transactions = self.server, self.transactions
+        while server.active or transactions.open:
+            await transactions.none_open.wait()
+            if server.active:
+                server.quiet.clear()
+                await server.quiet.wait()
+
+    def _stop_what_runs(self) -> None:
+        for exchange in list(self.server.running.values()):
+            call = exchange.call
+            if exchange.task is not None and not call.committing:
+                call.cancelled = True
+                call.cancel_reason = "drain"
+                exchange.task.cancel()
 
     async def close(self) -> None:
         """Close every connection to PostgreSQL."""
-        self.transactions.end_all("closed", "The node was shut down; it was rolled back.")
-        for target in self.targets.by_name.values():
-            await target.close()
+        self.transactions.end_all(Event.DRAINED)
+        if self._announcing is not None:
+            self._announcing.cancel()
+        await self.targets.close()
+        self.fetcher.close()
+        self.server.identifier.dear.close()
         self.log.flush()
+
+    def _iam_exchange(self, settings: Settings, seen: Seen | None = None) -> IamExchange:
+        identities = CallerIdentities(
+            self.fetcher, audience=settings.iam.audience, endpoint=settings.iam.sts_endpoint
+        )
+        dear = self.server.identifier.dear
+        return IamExchange(settings, identities, dear, time.time, seen=seen)
+
+    # -- a new configuration -----------------------------------------------------------
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Go on with *settings* as far as that can be without a restart.
+
+        Everything that can fail comes first; then all changes count from one moment on.
+        Requests that are being served keep what they were given.
+        """
+        identifier = make_identifier(settings, self.fetcher, previous=self.server.identifier)
+        changed = differences(self.settings, settings)
+        kept = {name: getattr(self.settings.server, name) for name in _FIXED}
+        self.settings = replace(settings, server=replace(settings.server, **kept))
+        self.server.identifier.dear.close()
+        self.server.identifier = identifier
+        self.server.cors = Cors(settings.cors)
+        seen = self._auth.exchange.seen  # a signature stays used
+        self._auth = AuthRoutes(self.server, self._iam_exchange(settings, seen))
+        self.server.engine.rules = settings.policy
+        self.log.set_level(settings.log_level)
+        for gone in self.targets.reconfigure(settings.targets):
+            self.transactions.end_all(Event.REMOVED, gone)
+            gone.tell_if_quiet()
+        fixed = [f"server.{name}" for name in _FIXED]
+        self.observer.happened(
+            ConfigurationLoaded(
+                [name for name in changed if name not in fixed],
+                [name for name in changed if name in fixed],
+            )
+        )
+
+    def refuse(self, problems: list[str]) -> None:
+        """A configuration was read that is no good; the one before stays."""
+        self.observer.happened(ConfigurationRefused(problems))
+
+    # -- what happens ------------------------------------------------------------------
 
     def _observe(self, exchange: Exchange) -> None:
         identified = exchange.identified
         call = exchange.call
+        took = asyncio.get_running_loop().time() - call.received
+        self.observer.request_finished(
+            exchange.operation, exchange.status, exchange.code, took, exchange.sent
+        )
         self.log.request(
             operation=exchange.operation,
             request_id=call.request_id,
@@ -114,139 +234,56 @@ class App:
             running=call.running,
         )
 
-    def _metrics(self) -> Iterable[Metric]:
-        counts = self.server.counts
-        yield Metric(
-            "pgsluice_requests_total",
-            "counter",
-            "Answers sent, by operation and status.",
-            [
-                Sample({"operation": operation, "status": str(status)}, value)
-                for (operation, status), value in counts.requests.items()
-            ],
-        )
-        yield Metric(
-            "pgsluice_refusals_total",
-            "counter",
-            "Answers other than results, by error code.",
-            [Sample({"code": code}, value) for code, value in counts.refusals.items()],
-        )
-        yield Metric(
-            "pgsluice_requests_active", "gauge", "Requests being served.",
-            [Sample({}, self.server.active)],
-        )  # fmt: skip
-        targets = list(self.targets.by_name.values())
-        for name, kind, help, value in _TARGET_METRICS:
-            yield Metric(
-                name, kind, help, [Sample({"target": each.name}, value(each)) for each in targets]
-            )
-        yield Metric(
-            "pgsluice_transactions_open",
-            "gauge",
-            "Transactions open across requests.",
-            [
-                Sample(
-                    {"target": each.name},
-                    sum(held.target is each for held in self.transactions.open.values()),
+    def _state(self) -> NodeState:
+        held = [each.target for each in self.transactions.open.values()]
+        return NodeState(
+            active=self.server.active,
+            callers=self.callers(),
+            draining=self.server.draining,
+            targets={
+                each.name: TargetState(
+                    limit=each.settings.pool.max_connections,
+                    size=each.size,
+                    in_use=each.admission.in_use,
+                    waiting=each.admission.waiting,
+                    transactions_open=held.count(each),
+                    transactions_waiting=each.begins.waiting,
                 )
-                for each in targets
-            ],
+                for each in self.targets.all()
+            },
         )
-        for name, help, attribute in _BY_REASON:
-            yield Metric(
-                name,
-                "counter",
-                help,
-                [
-                    Sample({"target": each.name, "reason": reason}, value)
-                    for each in targets
-                    for reason, value in getattr(each.counters, attribute).items()
-                ],
-            )
 
 
-_TARGET_METRICS: tuple[tuple[str, str, str, Any], ...] = (
-    (
-        "pgsluice_connections_limit", "gauge", "Connections the target may hold.",
-        lambda each: each.settings.pool.max_connections,
-    ),
-    ("pgsluice_connections", "gauge", "Open connections.", lambda each: each.size),
-    (
-        "pgsluice_connections_in_use", "gauge", "Connections lent to statements.",
-        lambda each: each.admission.in_use,
-    ),
-    (
-        "pgsluice_queue_waiting", "gauge", "Statements waiting for a connection.",
-        lambda each: each.admission.waiting,
-    ),
-    (
-        "pgsluice_connects_total", "counter", "Connections opened.",
-        lambda each: each.counters.connects,
-    ),
-    (
-        "pgsluice_resets_total", "counter", "Sessions cleaned behind a statement.",
-        lambda each: each.counters.resets,
-    ),
-    (
-        "pgsluice_statements_total", "counter", "Turns given to statements and transactions.",
-        lambda each: each.counters.statements,
-    ),
-    (
-        "pgsluice_transactions_opened_total", "counter", "Transactions opened across requests.",
-        lambda each: each.counters.transactions_opened,
-    ),
+_LAST_WORDS = 1.0
+"""Seconds for what was stopped to be cleaned, and to be answered."""
+_FIXED = (
+    "host", "port", "admin_host", "admin_port", "behind_proxy", "request_bytes", "inflight_bytes",
+    "keep_alive", "max_callers",
 )  # fmt: skip
-_BY_REASON = (
-    ("pgsluice_discards_total", "Connections closed, by reason.", "discards"),
-    ("pgsluice_cancels_total", "Statements cancelled, by reason.", "cancels"),
-    (
-        "pgsluice_transactions_ended_total",
-        "Transactions ended, by reason.",
-        "transactions_ended",
-    ),
-)
+"""Settings of the server that take a restart: what listens was made of them."""
 
 
-def _identifier(auth: AuthSettings, hosts: tuple[str, ...]) -> Identifier:
-    keys = {}
-    for master in (auth.master_key, auth.previous_master_key):
-        if master:
-            key = token_key(master)
-            keys[token_key_id(key)] = key
-    issuers = {GATEWAY_ISSUER: gateway_issuer(GATEWAY_ISSUER, keys)}
-    for each in auth.issuers:
-        found: dict[str | None, Any] = {}
-        if each.secret is not None:
-            found[None] = each.secret.encode()
-        for path in each.public_keys:
-            name = None if len(each.public_keys) == 1 else path.stem
-            found[name] = _public_key(path.read_bytes(), each.algorithms)
-        issuers[each.issuer] = Issuer(
-            issuer=each.issuer,
-            audience=each.audience,
-            algorithms=each.algorithms,
-            keys=found,
-            leeway=each.leeway,
-            max_age=each.max_age,
-        )
-    return Identifier(
-        master=auth.master_key,
-        previous_master=auth.previous_master_key,
-        keys=auth.keys,
-        issuers=issuers,
-        regions=frozenset(auth.regions) or None,
-        hosts=frozenset(hosts) or None,
-    )
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """The names of what differs between two settings, such as `targets.main.pool.share`."""
+    if old == new:
+        return []
+    if is_dataclass(old) and type(old) is type(new):
+        names = [item.name for item in fields(old)]
+        pairs = [(name, getattr(old, name), getattr(new, name)) for name in names]
+    elif isinstance(old, dict) and isinstance(new, dict) and path in _NAMED:
+        names = [*old, *(name for name in new if name not in old)]
+        pairs = [(name, old.get(name), new.get(name)) for name in names]
+    else:
+        return [path]
+    return [
+        found
+        for name, before, after in pairs
+        for found in differences(before, after, f"{path}.{name}" if path else name)
+    ]
 
 
-def _public_key(pem: bytes, algorithms: tuple[str, ...]) -> Any:
-    for algorithm in algorithms:
-        if algorithm in ASYMMETRIC:
-            try:
-                return public_key(algorithm, pem)
-            except ValueError:
-                continue
-    raise ValueError("a public key fits none of the algorithms of its issuer")
+_NAMED = frozenset({"targets"})
+"""Tables whose names are told; those of keys and logins are nobody's business in a log."""
 
 
 def create_app(settings: Settings) -> App:

@@ -2,7 +2,7 @@
 
 SIGTERM or SIGINT   no new work; what runs may finish within `server.drain_timeout`
 the same once more  exit at once
-SIGHUP              read the certificate again; new connections get the new one
+SIGHUP              read the configuration and the certificate again; no request is dropped
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import errno
 import gc
-import logging
 import signal
 import socket
 import ssl
@@ -27,7 +26,7 @@ import uvicorn
 from ..api.guard import BACKLOG, GuardLimits, guarded, listen
 from ..app import App, create_app
 from ..core.errors import GatewayError
-from ..settings import ServerSettings, Settings, is_exposed
+from ..settings import ConfigurationError, ServerSettings, Settings, is_exposed
 
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2: forward secrecy and authenticated encryption only. TLS 1.3 has nothing else."""
@@ -52,6 +51,7 @@ def run(
     *,
     ready: Callable[[Bound], None] | None = None,
     stopper: Callable[[Callable[[], None]], None] | None = None,
+    read: Callable[[], Settings] | None = None,
 ) -> int:
     """Serve until told to stop; return the exit code of the process.
 
@@ -59,13 +59,14 @@ def run(
         ready: Called once, when both listeners answer.
         stopper: Called before that with a function that does what SIGTERM does, from any
             thread. Outside the main thread there are no signals, so it is the only way.
+        read: Reads the configuration again; without it, only the certificate is.
 
     Raises:
         SystemExit: A second signal came, and nothing was waited for.
     """
     try:
         with _listeners(settings.server) as (listener, admin, certificate):
-            serving = _Serving(settings, listener, admin, certificate, ready)
+            serving = _Serving(settings, listener, admin, certificate, ready, read)
             return _run(serving, stopper)
     except (CannotServe, GatewayError) as error:
         hint = getattr(error, "hint", None)
@@ -77,36 +78,32 @@ class _Certificate:
     """The context for TLS, filled from the files again when they have changed."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        self._settings = settings
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.set_ciphers(_CIPHERS)
         self.context.set_alpn_protocols(["http/1.1"])
-        self.load()
+        self._load(self.context, settings)
 
-    def load(self) -> None:
-        """Read certificate and key.
+    def load(self, settings: ServerSettings) -> None:
+        """Read certificate and key again; new connections get the new ones.
 
         Raises:
-            CannotServe: They cannot be read, or do not belong together.
+            CannotServe: They cannot be read, or do not belong together; the old ones stay.
         """
-        settings = self._settings
+        # Tried apart, for a context holds the certificate already when its key is refused.
+        self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), settings)
+        self._load(self.context, settings)
+
+    def _load(self, context: ssl.SSLContext, settings: ServerSettings) -> None:
         assert settings.tls_cert is not None
         try:
             # Without a password OpenSSL would ask for one on the terminal.
-            self.context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+            context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
             raise CannotServe(
                 f"server.tls_cert and server.tls_key cannot be used: {reason}"
             ) from error
-
-    def reload(self) -> None:
-        """Read certificate and key again; keep the old ones if the new ones are no good."""
-        try:
-            self.load()
-        except CannotServe as error:
-            logging.getLogger(__name__).error("certificate not reloaded: %s", error.message)
 
 
 @contextmanager
@@ -193,8 +190,14 @@ class _Serving:
         admin: socket.socket | None,
         certificate: _Certificate | None,
         ready: Callable[[Bound], None] | None,
+        read: Callable[[], Settings] | None,
     ) -> None:
         self._settings = settings
+        self._read = read
+        self._app: App | None = None
+        self._reloading: asyncio.Task[None] | None = None
+        self._again = False
+        """The configuration changed once more while it was being read."""
         self._listener = listener
         self._admin = admin
         self._certificate = certificate
@@ -212,6 +215,7 @@ class _Serving:
         app = create_app(self._settings)
         try:
             await app.start()
+            self._app = app
             self._started = True
             await self._serve(app)
         except asyncio.CancelledError:
@@ -225,6 +229,7 @@ class _Serving:
     async def _serve(self, app: App) -> None:
         loop = asyncio.get_running_loop()
         public = _Server(self._config(app, self._certificate))
+        app.callers = lambda: len(public.server_state.connections)
         servers = [(public, self._listener)]
         if self._admin is not None:
             servers.append((_Server(self._config(app.admin, None)), self._admin))
@@ -237,12 +242,14 @@ class _Serving:
             # What lives now lives for ever: no collection needs to look at it again.
             gc.collect()
             gc.freeze()
+            # A request leaves no circles: to look for them every 700 objects is for nothing.
+            gc.set_threshold(20_000, 20, 20)
         if self._ready is not None:
             self._ready(self._bound())
         stopping = loop.create_task(self._stop.wait())
         await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
         _raise_if_ended(running)
-        grace = self._settings.server.drain_timeout
+        grace = app.settings.server.drain_timeout
         until = loop.time() + grace
         await app.drain(grace)
         for (each, _), task in zip(servers, running, strict=True):
@@ -260,7 +267,7 @@ class _Serving:
         )
         return uvicorn.Config(
             app,
-            http=guarded(limits),
+            http=guarded(limits, getattr(app, "direct", None)),
             ws="none",
             interface="asgi3",
             lifespan="off",
@@ -297,8 +304,32 @@ class _Serving:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        if self._certificate is not None:
-            loop.add_signal_handler(signal.SIGHUP, self._certificate.reload)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+
+    def _on_hangup(self) -> None:
+        self._again = True
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.get_running_loop().create_task(self._reload())
+
+    async def _reload(self) -> None:
+        while self._again and self._app is not None and not self._stop.is_set():
+            self._again = False
+            await self._reload_once(self._app)
+
+    async def _reload_once(self, app: App) -> None:
+        try:
+            # In a thread: what is being served does not wait for files to be read.
+            settings = await asyncio.to_thread(self._read) if self._read else app.settings
+            certificate = self._certificate
+            if (settings.server.tls_cert is None) != (certificate is None):
+                raise CannotServe("server.tls_cert: TLS is switched on or off by a restart only")
+            if certificate is not None:
+                await asyncio.to_thread(certificate.load, settings.server)
+            app.reconfigure(settings)
+        except ConfigurationError as error:
+            app.refuse([str(problem) for problem in error.problems])
+        except (CannotServe, GatewayError, OSError, ValueError) as error:
+            app.refuse([str(error)])
 
     def _on_signal(self, number: int) -> None:
         if self._stop.is_set():

@@ -49,6 +49,11 @@ class Admission:
         return self._places
 
     @property
+    def paused(self) -> bool:
+        """Whether nobody is let in until `resume`."""
+        return self._paused
+
+    @property
     def queue(self) -> FairQueue:
         """The queue itself, to be looked at."""
         return self._queue
@@ -111,6 +116,12 @@ class Admission:
         self._places = places
         if not self._paused:
             self._wake(self._queue.set_places(places, self._time()))
+
+    def configure(self, places: int, max_waiting: int, share: float) -> None:
+        """Change all limits; nobody who is in, or waits, is sent away."""
+        self._queue.configure(max_waiting=max_waiting, share=share)
+        if places != self._places:
+            self.set_places(places)
 
     def pause(self) -> None:
         """Let nobody in until `resume`; those inside stay, those outside wait."""

@@ -4,56 +4,43 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
-from ..core.errors import Forbidden
+from ..core.errors import Draining, Forbidden, QueueFull, QueueTimeout, RateLimited
 from ..core.fair_queue import FairQueue, Ticket
 from ..core.model import Grant
+from ..core.observation import Observer, StatementCancelled
 from ..core.policy import TargetNames
+from ..core.retries import RetryBudget
 from ..postgres.connect import Connector
 from ..postgres.connection import Connection
-from ..postgres.pool import Pool
-from ..settings import TargetSettings
+from ..postgres.pool import Pool, Room
+from ..providers.secrets import make_credentials
+from ..settings import PoolSettings, TargetSettings
 from .admission import Admission
 from .plans import Plans
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened on one target since the start; read by the metrics page."""
-
-    connects: int = 0
-    resets: int = 0
-    discards: dict[str, int] = field(default_factory=dict)
-    cancels: dict[str, int] = field(default_factory=dict)
-    statements: int = 0
-    transactions_opened: int = 0
-    transactions_ended: dict[str, int] = field(default_factory=dict)
-
-    def discard(self, reason: str) -> None:
-        """One connection was closed for *reason*."""
-        self.discards[reason] = self.discards.get(reason, 0) + 1
-
-    def cancel(self, reason: str) -> None:
-        """One statement was cancelled for *reason*."""
-        self.cancels[reason] = self.cancels.get(reason, 0) + 1
-
-    def end(self, reason: str) -> None:
-        """One transaction ended for *reason*."""
-        self.transactions_ended[reason] = self.transactions_ended.get(reason, 0) + 1
+from .streams import Place, Share
 
 
 class Lease:
     """A place in the target and the connection that goes with it."""
 
-    __slots__ = ("connection", "pool", "settled", "target", "ticket")
+    __slots__ = (
+        "connection", "counted", "granted", "place", "pool", "settled", "target", "ticket",
+    )  # fmt: skip
 
     def __init__(self, target: Target, pool: Pool, ticket: Ticket, connection: Connection) -> None:
         self.target = target
         self.pool = pool
         self.ticket = ticket
         self.connection = connection
+        self.granted = ticket.since
+        """Event-loop time of its turn."""
+        self.counted: str | None = None
+        """The tenant whose number of leases is limited."""
+        self.place: Place | None = None
+        """The right to keep it for long, for a stream or an open transaction."""
         self.settled = False
 
     async def settle(self) -> None:
@@ -64,7 +51,7 @@ class Lease:
         try:
             await self.pool.give_back(self.connection)
         finally:
-            self.target.admission.release(self.ticket)
+            self._leave()
 
     def settle_soon(self) -> None:
         """`settle` in a task of its own, which no cancellation of the caller reaches."""
@@ -77,34 +64,67 @@ class Lease:
             return
         self.settled = True
         self.pool.discard(self.connection, reason)
-        self.target.admission.release(self.ticket)
+        self._leave()
 
     async def replace(self, deadline: float, reason: str) -> None:
         """Close the connection and take another one for the same place."""
-        pool = self.pool
-        pool.discard(self.connection, reason)
+        self.pool.discard(self.connection, reason)
         try:
-            self.connection = await self.target.connection(pool, deadline)
+            # The login may have been configured anew since.
+            self.pool = self.target.pool(self.pool.login, self.pool.database)
+            self.connection = await self.target.connection(self.pool, deadline)
         except BaseException:
             self.settled = True
-            self.target.admission.release(self.ticket)
+            self._leave()
             raise
+
+    async def stand_back(self) -> None:
+        """Give connection and place back, to wait for something else; `step_in` takes others."""
+        await self.settle()
+
+    async def step_in(self, grant: Grant, deadline: float) -> None:
+        """Wait for a turn anew."""
+        fresh = await self.target.lease(grant, deadline)
+        self.pool, self.ticket, self.connection = fresh.pool, fresh.ticket, fresh.connection
+        self.counted = fresh.counted
+        self.granted = fresh.granted
+        self.settled = False
+
+    def _leave(self) -> None:
+        self.target.release(self.ticket)
+        if self.counted is not None:
+            self.target.count(self.counted, -1)
+            self.counted = None
+        if self.place is not None:
+            self.place.give_back()
+            self.place = None
 
 
 class Target:
     """One database cluster as the engine uses it."""
 
-    def __init__(self, settings: TargetSettings) -> None:
+    def __init__(self, settings: TargetSettings, observer: Observer | None = None) -> None:
         self.settings = settings
         self.name = settings.name
+        self.observer = observer or Observer()
         self.plans = Plans()
-        self.counters = Counters()
+        self.retries = RetryBudget()
         pool = settings.pool
         self.admission = Admission(
             FairQueue(places=pool.max_connections, max_waiting=pool.max_waiting, share=pool.share)
         )
+        self.begins = Admission(
+            FairQueue(places=_begins(pool), max_waiting=pool.max_waiting, share=pool.share)
+        )
+        """Turns to have a transaction open across requests; each then takes one of `admission`."""
+        self.share = Share(pool)
+        self._busy: dict[str, int] = {}
         self.pools: dict[tuple[str, str], Pool] = {}
+        self.room = Room(pool.max_connections, self._spare)
         self.column_facts: dict[Any, Any] = {}
+        self.on_quiet: Callable[[Target], None] | None = None
+        """Called as soon as nobody uses it any more, once it is not configured any more."""
+        self._retired: list[Pool] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     def keep(self, work: Any) -> None:
@@ -116,7 +136,19 @@ class Target:
     @property
     def size(self) -> int:
         """Open connections, of all logins and databases."""
-        return sum(pool.size for pool in self.pools.values())
+        return sum(pool.size for pool in (*self.pools.values(), *self._retired))
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody uses it or waits for it."""
+        return not (
+            self.admission.in_use or self.admission.waiting
+            or self.begins.in_use or self.begins.waiting or self.share.waiting
+        )  # fmt: skip
+
+    def cancelled(self, reason: str) -> None:
+        """A statement was stopped before its end: `deadline`, `hangup`, `request`, `drain`."""
+        self.observer.happened(StatementCancelled(self.name, reason))
 
     def names(self) -> TargetNames:
         """What the policy needs to know of it."""
@@ -137,14 +169,10 @@ class Target:
             settings = self.settings.logins.get(login)
             if settings is None:
                 raise Forbidden(reason=f"login {login} is not configured")
-            counters = self.counters
-            pool = Pool(
-                Connector(self.settings, settings, key[1]),
-                on_connect=lambda: _add(counters, "connects"),
-                on_discard=counters.discard,
-                on_reset=lambda: _add(counters, "resets"),
-                make_room=self._make_room,
+            connector = Connector(
+                self.settings, settings, key[1], make_credentials(settings, self.settings)
             )
+            pool = Pool(connector, self.room, self.observer, login)
             self.pools[key] = pool
         return pool
 
@@ -155,57 +183,243 @@ class Target:
             return connection
         return await pool.take(deadline)
 
-    def _make_room(self) -> None:
-        """Before a connection is opened: with all of them open, an idle one must go."""
-        if self.size >= self.settings.pool.max_connections:
-            for pool in self.pools.values():
-                if pool.drop_idle("room"):
-                    break
+    def _spare(self) -> bool:
+        """Close an idle connection, for one of another login or database."""
+        most = max(self.pools.values(), key=lambda pool: pool.idle, default=None)
+        return most is not None and most.drop_idle()
 
     async def lease(self, grant: Grant, deadline: float) -> Lease:
         """Wait for a turn, then take a connection.
 
         Raises:
+            RateLimited: The tenant has as many under way as its policy allows.
             QueueFull: The tenant has too many waiting.
             QueueTimeout: *deadline* passed in the queue.
             DatabaseUnavailable: The database took no connection in time.
         """
+        most = grant.limits.concurrency
+        if not most:
+            return await self._lease(grant, deadline)
+        if self._busy.get(grant.tenant, 0) >= most:
+            raise RateLimited(
+                "as many statements of this tenant are under way as the policy allows"
+            )
+        self.count(grant.tenant, 1)
+        try:
+            lease = await self._lease(grant, deadline)
+        except BaseException:
+            self.count(grant.tenant, -1)
+            raise
+        lease.counted = grant.tenant
+        return lease
+
+    def count(self, tenant: str, change: int) -> None:
+        """One lease more or less of *tenant*, whose number is limited."""
+        left = self._busy.get(tenant, 0) + change
+        if left:
+            self._busy[tenant] = left
+        else:
+            self._busy.pop(tenant, None)
+
+    async def _lease(self, grant: Grant, deadline: float) -> Lease:
         pool = self.pool(grant.login, grant.database)
         admission = self.admission
         ticket = admission.try_turn(grant.tenant, deadline)
         if ticket is None:
-            ticket = await admission.turn(grant.tenant, deadline, grant.limits.priority)
+            ticket = await self._turn(grant, deadline)
+            # The login may have been configured anew while it waited.
+            pool = self.pool(grant.login, grant.database)
+        self.observer.turn_taken(self.name, ticket.since - ticket.entered)
         try:
             connection = await self.connection(pool, deadline)
         except BaseException:
-            admission.release(ticket)
+            self.release(ticket)
             raise
         return Lease(self, pool, ticket, connection)
+
+    def release(self, ticket: Ticket) -> None:
+        """Give a turn back."""
+        self.admission.release(ticket)
+        if self.on_quiet is not None:
+            self.tell_if_quiet()
+
+    def tell_if_quiet(self) -> None:
+        """Call `on_quiet` if that is what it is."""
+        if self.on_quiet is not None and self.is_quiet:
+            self.on_quiet(self)
+
+    async def _turn(self, grant: Grant, deadline: float) -> Ticket:
+        clock = asyncio.get_running_loop().time
+        entered = clock()
+        reason = "hangup"
+        try:
+            ticket = await self.admission.turn(grant.tenant, deadline, grant.limits.priority)
+            reason = ""
+            return ticket
+        except QueueFull:
+            reason = "full"
+            raise
+        except QueueTimeout as error:
+            reason = "early" if error.early else "timeout"
+            raise
+        except Draining:
+            reason = "draining"
+            raise
+        finally:
+            if reason:
+                self.observer.turn_refused(self.name, clock() - entered, reason)
+
+    # -- a change of the configuration -------------------------------------------------
+
+    def reconfigure(self, settings: TargetSettings) -> None:
+        """Go on with *settings*; what runs and what waits does not notice.
+
+        Connections that were opened otherwise are closed when they come back; new ones
+        are opened within the same bound, so that both together never pass it.
+        """
+        old, self.settings = self.settings, settings
+        elsewhere = _place(old) != _place(settings)
+        for key, pool in list(self.pools.items()):
+            login, database = key
+            if (
+                elsewhere
+                or settings.logins.get(login) != old.logins.get(login)
+                or database not in (settings.database, *settings.databases)
+            ):
+                del self.pools[key]
+                pool.retire()
+                self._retired.append(pool)
+            else:
+                pool.connector.target = settings
+        self._retired = [pool for pool in self._retired if pool.size]
+        if elsewhere:
+            self.plans = Plans()
+            self.column_facts = {}
+        pool_settings = settings.pool
+        self.room.set_limit(pool_settings.max_connections)
+        self.admission.configure(
+            pool_settings.max_connections, pool_settings.max_waiting, pool_settings.share
+        )
+        self.begins.configure(
+            _begins(pool_settings), pool_settings.max_waiting, pool_settings.share
+        )
+        self.share.configure(pool_settings)
+
+    async def pause(self, patience: float) -> bool:
+        """Let nobody begin anything until `resume`; who comes waits in the queue.
+
+        Returns when nothing runs and no connection is open any more, so that the database
+        may be restarted; or after *patience* seconds, then with `False`.
+        """
+        self.admission.pause()
+        clock = asyncio.get_running_loop().time
+        until = clock() + patience
+        while self.admission.paused:
+            if not self.admission.in_use:
+                for pool in (*self.pools.values(), *self._retired):
+                    while pool.drop_idle():
+                        pass
+                return True
+            if clock() >= until:
+                return False
+            await asyncio.sleep(0.02)
+        return False
+
+    def resume(self) -> None:
+        """Let them in again, in their order."""
+        self.admission.resume()
+
+    def take_no_more(self) -> None:
+        """Send away who waits and who comes; what runs may end."""
+        self.admission.close()
+        self.begins.close()
+        self.share.close()
 
     async def close(self) -> None:
         """Close what is idle; what is lent is closed by its borrower."""
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=5.0)
-        for pool in self.pools.values():
+        for pool in (*self.pools.values(), *self._retired):
             await pool.close()
 
 
-def _add(counters: Counters, name: str) -> None:
-    setattr(counters, name, getattr(counters, name) + 1)
+def _begins(pool: PoolSettings) -> int:
+    """Transactions that may be open at once."""
+    return max(1, min(pool.max_open_transactions, pool.max_connections))
+
+
+def _place(settings: TargetSettings) -> TargetSettings:
+    """*settings* without what may change under open connections."""
+    return replace(
+        settings,
+        databases=(), resources=(), logins={}, pool=PoolSettings(),
+        read_budget=0, response_bytes=0, compat="",
+    )  # fmt: skip
 
 
 class Targets:
     """All targets by name."""
 
-    def __init__(self, settings: Mapping[str, TargetSettings]) -> None:
-        self.by_name = {name: Target(each) for name, each in settings.items()}
+    def __init__(
+        self, settings: Mapping[str, TargetSettings], observer: Observer | None = None
+    ) -> None:
+        self._observer = observer or Observer()
+        self.by_name = {name: Target(each, self._observer) for name, each in settings.items()}
+        self.leaving: dict[str, Target] = {}
+        """No longer configured, and not yet quiet."""
+        self._closing: set[asyncio.Task[None]] = set()
         self.names = {name: each.names() for name, each in self.by_name.items()}
 
     def get(self, name: str) -> Target:
         """The target of a grant."""
         return self.by_name[name]
 
+    @property
+    def some_like_aws(self) -> bool:
+        """Whether any target has `compat = "aws"`."""
+        return any(target.settings.compat == "aws" for target in self.by_name.values())
+
     def each(self, do: Callable[[Target], None]) -> None:
         """Call *do* with every target."""
-        for target in self.by_name.values():
+        for target in self.all():
             do(target)
+
+    def all(self) -> list[Target]:
+        """Every target, those that are leaving included."""
+        return [*self.by_name.values(), *self.leaving.values()]
+
+    def reconfigure(self, settings: Mapping[str, TargetSettings]) -> list[Target]:
+        """Have the targets of *settings* from now on; return those that are gone.
+
+        What waits for one that is gone may still run; then it is closed.
+        """
+        by_name = {}
+        for name, each in settings.items():
+            target = self.by_name.get(name) or self.leaving.pop(name, None)
+            if target is None:
+                target = Target(each, self._observer)
+            elif target.settings != each:
+                target.reconfigure(each)
+            target.on_quiet = None
+            by_name[name] = target
+        gone = [target for name, target in self.by_name.items() if name not in by_name]
+        for target in gone:
+            self.leaving[target.name] = target
+            target.on_quiet = self._let_go
+        self.by_name = by_name
+        self.names = {name: each.names() for name, each in by_name.items()}
+        return gone
+
+    def _let_go(self, target: Target) -> None:
+        target.on_quiet = None
+        del self.leaving[target.name]
+        task = asyncio.get_running_loop().create_task(target.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Close every target."""
+        for target in self.all():
+            await target.close()
+        if self._closing:
+            await asyncio.wait(list(self._closing))

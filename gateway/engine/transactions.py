@@ -1,40 +1,50 @@
 """Transactions that stay open across requests: who holds them, until when.
 
-An id says which boot of which node made it, and is signed; it is good for the
-principal, the target and the login that it was made for. Whatever does not
-match is the same "not found". Calls on one id run one after the other.
+The table of what can happen to one is `core/transaction.py`; here are the leases, the
+timers, and the tasks that wait. An id is good for the principal, the target and the
+login that it was made for. Whatever does not match is the same "not found". Calls on
+one id run one after the other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hmac
 import secrets
 from collections import OrderedDict
-from hashlib import sha256
 from typing import NamedTuple
 
 from ..core.errors import InvalidRequest, QueueTimeout, TransactionGone
+from ..core.fair_queue import Ticket
 from ..core.model import Ask, Grant, OpenTransaction, Principal
+from ..core.observation import TransactionEnded, TransactionOpened
+from ..core.transaction import (
+    BOOT_BYTES,
+    RANDOM_BYTES,
+    Event,
+    Limits,
+    State,
+    TransactionIds,
+    is_end,
+    move,
+    told,
+)
 from .targets import Lease, Target
 
 ENDED_KEPT = 10_000
-_NOT_FOUND = "is not found"
 
 
 class Ended(NamedTuple):
     """What is remembered of a transaction that is over."""
 
     subject: str
-    reason: str
+    event: Event
 
 
 class Held:
     """One open transaction."""
 
     __slots__ = (
-        "database", "died", "expires", "grant", "id", "idle_timeout", "lease", "lock",
+        "born", "database", "ending", "grant", "id", "lease", "limits", "lock", "room", "state",
         "subject", "target", "timer",
     )  # fmt: skip
 
@@ -46,8 +56,9 @@ class Held:
         target: Target,
         grant: Grant,
         lease: Lease,
-        idle_timeout: float,
-        dies: float,
+        room: Ticket,
+        limits: Limits,
+        born: float,
     ) -> None:
         self.id = id
         self.subject = subject
@@ -55,11 +66,13 @@ class Held:
         self.grant = grant
         self.database = grant.database or target.settings.database
         self.lease = lease
+        self.room = room
         self.lock = asyncio.Lock()
-        self.idle_timeout = idle_timeout
-        self.died = dies
-        """Event-loop time at which it ends whatever happens."""
-        self.expires = 0.0
+        self.limits = limits
+        self.born = born
+        self.state = State.IDLE
+        self.ending: Event | None = None
+        """What ends it as soon as the call that runs is over."""
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -67,68 +80,53 @@ class Transactions:
     """The open transactions of this node."""
 
     def __init__(self, *, master: bytes, node: int = 0, worker: int = 0) -> None:
-        self._key = hmac.digest(master, b"gw/transaction/v1", "sha256")
-        self._prefix = secrets.token_bytes(6) + node.to_bytes(2, "big") + worker.to_bytes(1, "big")
+        boot = secrets.token_bytes(BOOT_BYTES)
+        self._ids = TransactionIds(master, boot=boot, node=node, worker=worker)
         self.open: dict[str, Held] = {}
+        self.none_open = asyncio.Event()
+        """Set while no transaction is open."""
+        self.none_open.set()
         self._ended: OrderedDict[str, Ended] = OrderedDict()
-        self._room: dict[str, asyncio.Semaphore] = {}
-
-    def _sign(self, raw: bytes) -> bytes:
-        return hmac.digest(self._key, raw, sha256)[:12]
+        self._closing: tuple[float, float] | None = None
 
     def new_id(self) -> str:
         """A fresh id, 44 characters, base64url."""
-        raw = self._prefix + secrets.token_bytes(12)
-        return base64.urlsafe_b64encode(raw + self._sign(raw)).decode("ascii")
+        return self._ids.new(secrets.token_bytes(RANDOM_BYTES))
 
-    def _is_ours(self, id: str) -> bool:
-        try:
-            raw = base64.b64decode(id, altchars=b"-_", validate=True)
-        except ValueError:
-            return False
-        return len(raw) == 33 and hmac.compare_digest(self._sign(raw[:-12]), raw[-12:])
-
-    async def room(self, target: Target, deadline: float) -> None:
-        """Wait until one more transaction may be open on *target*.
+    async def room(self, target: Target, grant: Grant, deadline: float) -> Ticket:
+        """Wait until one more transaction may be open on *target*, in a queue like any other.
 
         Raises:
+            QueueFull: The tenant has too many waiting.
             QueueTimeout: None ended before *deadline* (event-loop time).
+            Draining: The node is shutting down.
         """
-        room = self._room.get(target.name)
-        if room is None:
-            most = min(
-                target.settings.pool.max_open_transactions, target.settings.pool.max_connections
-            )
-            room = self._room[target.name] = asyncio.Semaphore(max(1, most))
-        loop = asyncio.get_running_loop()
-        entered = loop.time()
-        try:
-            async with asyncio.timeout_at(deadline):
-                await room.acquire()
-        except TimeoutError:
-            raise QueueTimeout(waited=loop.time() - entered) from None
+        begins = target.begins
+        return begins.try_turn(grant.tenant, deadline) or await begins.turn(
+            grant.tenant, deadline, grant.limits.priority
+        )
 
-    def give_room(self, target: Target) -> None:
-        """A transaction that had room on *target* is over, or never began."""
-        self._room[target.name].release()
+    def give_room(self, target: Target, room: Ticket) -> None:
+        """A transaction that had *room* on *target* is over, or never began."""
+        target.begins.release(room)
+        target.tell_if_quiet()
 
     def add(
-        self, *, principal: Principal, target: Target, grant: Grant, lease: Lease,
+        self, *, principal: Principal, target: Target, grant: Grant, lease: Lease, room: Ticket,
         idle_timeout: float,
     ) -> Held:  # fmt: skip
-        """Take a transaction in that has just begun on *lease*; room was taken before."""
+        """Take a transaction in that has just begun on *lease*; *room* was taken before."""
         now = asyncio.get_running_loop().time()
+        limits = Limits(idle_timeout, now + target.settings.transactions.max_lifetime)
+        if self._closing is not None:
+            limits = limits.closed(idle=self._closing[0], ends=self._closing[1])
         held = Held(
-            self.new_id(),
-            subject=principal.subject,
-            target=target,
-            grant=grant,
-            lease=lease,
-            idle_timeout=idle_timeout,
-            dies=now + target.settings.transactions.max_lifetime,
-        )
+            self.new_id(), subject=principal.subject, target=target, grant=grant, lease=lease,
+            room=room, limits=limits, born=now,
+        )  # fmt: skip
         self.open[held.id] = held
-        target.counters.transactions_opened += 1
+        self.none_open.clear()
+        target.observer.happened(TransactionOpened(target.name))
         self._arm(held)
         return held
 
@@ -142,10 +140,11 @@ class Transactions:
         if held is None or held.subject != principal.subject:
             ended = self._ended.get(id)
             if ended is not None and ended.subject == principal.subject:
-                raise TransactionGone(f"Transaction {id} {_NOT_FOUND}. {ended.reason}")
-            if len(id) > 192 or not self._is_ours(id):
-                raise TransactionGone(f"Transaction {_NOT_FOUND}.")
-            raise TransactionGone(f"Transaction {id} {_NOT_FOUND}.")
+                raise self._gone(id)
+            if self._ids.read(id) is None:
+                # What was never an id of the house is not repeated.
+                raise TransactionGone("Transaction is not found.")
+            raise TransactionGone(f"Transaction {id} is not found.")
         if ask.database is not None and ask.database != held.database:
             raise InvalidRequest(
                 f"the transaction is on database {held.database}, not on {ask.database}",
@@ -154,11 +153,24 @@ class Transactions:
             )
         return held
 
-    async def enter(self, held: Held, deadline: float) -> None:
+    def is_busy(self, id: str, principal: Principal) -> bool:
+        """Whether a call of *principal* runs in *id* at this moment."""
+        held = self.open.get(id)
+        return held is not None and held.subject == principal.subject and held.lock.locked()
+
+    def _gone(self, id: str) -> TransactionGone:
+        ended = self._ended.get(id)
+        reason = f" {told(ended.event)}" if ended is not None else ""
+        return TransactionGone(f"Transaction {id} is not found.{reason}")
+
+    async def enter(self, held: Held, deadline: float) -> float:
         """Wait for the calls before on the same id; stop the idle timer.
 
+        Returns:
+            The earlier of *deadline* (event-loop time) and the transaction's own end.
+
         Raises:
-            QueueTimeout: They took longer than *deadline* (event-loop time).
+            QueueTimeout: They took longer than *deadline*.
             TransactionGone: One of them ended the transaction.
         """
         loop = asyncio.get_running_loop()
@@ -170,55 +182,105 @@ class Transactions:
             raise QueueTimeout(waited=loop.time() - entered) from None
         if held.id not in self.open:
             held.lock.release()
-            ended = self._ended.get(held.id)
-            reason = f" {ended.reason}" if ended is not None else ""
-            raise TransactionGone(f"Transaction {held.id} {_NOT_FOUND}.{reason}")
+            raise self._gone(held.id)
+        held.state = move(held.state, Event.STARTED)
         if held.timer is not None:
             held.timer.cancel()
             held.timer = None
+        return min(deadline, held.limits.ends)
 
-    def leave(self, held: Held) -> None:
-        """The call is over; the idle time begins anew."""
+    def leave(self, held: Held, *, refused: bool = False) -> TransactionGone | None:
+        """The call is over; the idle time begins anew.
+
+        Args:
+            refused: PostgreSQL refused what it ran.
+
+        Returns:
+            What the caller is told if the transaction was at its end and is over.
+        """
+        gone = None
         if held.id in self.open:
-            self._arm(held)
+            now = asyncio.get_running_loop().time()
+            ending = held.ending
+            if ending is None and held.limits.ends <= now:
+                ending = held.limits.over(now)
+            if ending is not None:
+                self.end(held, ending)
+                gone = self._gone(held.id)
+            else:
+                event = Event.REFUSED if refused else Event.FINISHED
+                held.state = move(held.state, event)
+                self._arm(held)
         if held.lock.locked():
             held.lock.release()
+        return gone
 
     def _arm(self, held: Held) -> None:
         loop = asyncio.get_running_loop()
-        held.expires = min(loop.time() + held.idle_timeout, held.died)
-        held.timer = loop.call_at(held.expires, self._expire, held)
+        when = held.limits.expires(loop.time())
+        if held.timer is not None:
+            # Armed before, by limits that were longer: the pause goes on, it does not begin.
+            when = min(when, held.timer.when())
+            held.timer.cancel()
+        held.timer = loop.call_at(when, self._expire, held, when)
 
-    def _expire(self, held: Held) -> None:
+    def _expire(self, held: Held, when: float) -> None:
+        held.timer = None
         if held.id in self.open and not held.lock.locked():
-            self.end(held, "expired", "Transaction may be expired.")
+            # A timer may fire a clock tick early; what was due at *when* is due.
+            self.end(held, held.limits.over(when))
 
-    def end(self, held: Held, reason: str, told: str) -> None:
+    def end(self, held: Held, event: Event) -> None:
         """Forget it; its connection is rolled back and cleaned behind the answer.
 
         Args:
-            reason: For the counters.
-            told: What a later call on the id is told.
+            event: What ended it; later calls on the id are told.
         """
+        if not is_end(event):
+            raise ValueError(f"{event.value} ends no transaction")
         if self.open.pop(held.id, None) is None:
             return
+        held.state = move(held.state, event)
         if held.timer is not None:
             held.timer.cancel()
             held.timer = None
-        self._ended[held.id] = Ended(held.subject, told)
+        self._ended[held.id] = Ended(held.subject, event)
         if len(self._ended) > ENDED_KEPT:
             self._ended.popitem(last=False)
-        held.target.counters.end(reason)
-        self.give_room(held.target)
+        target = held.target
+        lived = asyncio.get_running_loop().time() - held.born
+        target.observer.happened(TransactionEnded(target.name, event.value, lived))
+        self.give_room(target, held.room)
         held.lease.settle_soon()
+        if not self.open:
+            self.none_open.set()
 
     def view(self, held: Held, *, wall: float, now: float) -> OpenTransaction:
         """It as its owner sees it; *wall* seconds since the epoch, *now* event-loop time."""
-        left = min(held.idle_timeout, held.died - now)
-        return OpenTransaction(held.id, wall + left, held.idle_timeout)
+        limits = held.limits
+        return OpenTransaction(
+            held.id, wall + limits.expires(now) - now, limits.idle, wall + limits.ends - now
+        )
 
-    def end_all(self, reason: str, told: str) -> None:
-        """End every open transaction that no call is using."""
-        for held in list(self.open.values()):
+    def drain(self, *, idle: float, ends: float) -> None:
+        """Leave those that are open a short time, for this node is to stop.
+
+        Args:
+            idle: Seconds without a call.
+            ends: Event-loop time at which they are over whatever happens.
+        """
+        self._closing = (idle, ends)
+        for held in self.open.values():
+            held.limits = held.limits.closed(idle=idle, ends=ends)
             if not held.lock.locked():
-                self.end(held, reason, told)
+                self._arm(held)
+
+    def end_all(self, event: Event, target: Target | None = None) -> None:
+        """End those of *target*, or all; where a call runs, as soon as it is over."""
+        for held in list(self.open.values()):
+            if target is not None and held.target is not target:
+                continue
+            if held.lock.locked():
+                held.ending = event
+            else:
+                self.end(held, event)

@@ -383,3 +383,102 @@ def test_read_only_transaction_writes_nothing(caller: Caller, table: Database) -
     assert caller.run("set transaction read write", transaction)[0] == 400
     assert caller.roll_back(transaction)[0] == 200
     assert count(table) == 0
+
+
+def limits_of(answer: dict[str, Any]) -> tuple[str, str, float]:
+    return answer["expires_at"], answer["ends_at"], answer["idle_timeout"]
+
+
+def test_every_answer_says_until_when_the_transaction_is_open(caller: Caller) -> None:
+    status, begun = caller.post("/transactions", idle_timeout=30)
+    assert status == 201
+    transaction = begun["transaction"]
+    answers = [
+        begun,
+        caller.run("select 1", transaction)[1]["transaction"],
+        caller.post("/batch", statements=[{"sql": "select 1"}], transaction=transaction)[1][
+            "transaction"
+        ],
+        # Also one that says that a statement failed, for the transaction stays open.
+        caller.run("select 1/0", transaction)[1]["transaction"],
+        caller.run("select 1", transaction)[1]["transaction"],
+    ]
+    expiries, ends, idle = zip(*map(limits_of, answers), strict=True)
+    assert set(idle) == {30.0}
+    # Each call puts the idle limit off; the total limit stays, but for the rounding.
+    assert list(expiries) == sorted(expiries)
+    assert expiries[0] < expiries[-1] < min(ends)
+    assert len({each[:16] for each in ends}) <= 2
+    assert caller.roll_back(transaction)[0] == 200
+    assert "transaction" not in caller.run("select 1", transaction)[1]
+
+
+@pytest.fixture
+def short_lived(table: Database) -> Iterator[Gateway]:
+    settings = settings_for(table, max_connections=3, max_open_transactions=2)
+    target = replace(settings.targets["main"], transactions=TransactionSettings(max_lifetime=0.5))
+    with running(replace(settings, targets={"main": target}), table) as it:
+        yield it
+
+
+def test_total_limit_cancels_what_runs_then_rolls_back(
+    short_lived: Gateway, table: Database
+) -> None:
+    with short_lived.http() as client:
+        caller = Caller(client)
+        begun = caller.post("/transactions")[1]
+        # The nearer limit is the one that counts.
+        assert begun["expires_at"] == begun["ends_at"]
+        transaction = begun["transaction"]
+        sql = "with w as (insert into t values (1) returning n) select n, pg_sleep(600) from w"
+        status, answer = caller.run(sql, transaction)
+        assert (status, answer["code"]) == (410, "transaction_gone")
+        assert answer["outcome"] == "not_executed"
+        assert "reached its total limit; it was rolled back" in answer["detail"]
+        for status, answer in (caller.run("select 1", transaction), caller.commit(transaction)):
+            assert (status, answer["code"]) == (410, "transaction_gone")
+            assert "Transaction may be expired. It reached its total limit" in answer["detail"]
+    page = httpx2.get(short_lived.admin_url + "/metrics").text
+    assert 'pgsluice_transactions_ended_total{target="main",reason="outlived"} 1' in page
+    assert 'pgsluice_cancels_total{target="main",reason="deadline"} 1' in page
+    assert count(table) == 0
+    is_whole(short_lived)
+
+
+def test_total_limit_ends_a_pause(short_lived: Gateway, table: Database) -> None:
+    with short_lived.http() as client:
+        caller = Caller(client)
+        transaction = caller.begin()
+        caller.run("insert into t values (1)", transaction)
+        until(lambda: int(table.sql(OPEN)) == 0, "it lives on")
+        answer = caller.commit(transaction)[1]
+        assert "reached its total limit" in answer["detail"]
+    assert count(table) == 0
+    is_whole(short_lived)
+
+
+def test_a_begin_waits_in_a_queue_that_is_bounded(table: Database) -> None:
+    settings = settings_for(table, max_connections=2, max_open_transactions=1, max_waiting=1)
+    with running(settings, table) as gateway, gateway.http() as client:
+        caller = Caller(client)
+        first = caller.begin()
+
+        def begin() -> tuple[int, Any]:
+            with gateway.http() as another:
+                return Caller(another).post("/transactions")
+
+        def waiting() -> bool:
+            page = httpx2.get(gateway.admin_url + "/metrics").text
+            return 'pgsluice_transactions_waiting{target="main"} 1' in page
+
+        with ThreadPoolExecutor(1) as thread:
+            second = thread.submit(begin)
+            until(waiting, "nobody waits")
+            status, answer = begin()
+            assert (status, answer["code"], answer["retry"]) == (429, "queue_full", "safe")
+            # Single statements do not stand in that line.
+            assert caller.rows("select 1") == [[1]]
+            assert caller.commit(first)[0] == 200
+            status, answer = second.result(PATIENCE)
+        assert status == 201
+        assert caller.roll_back(answer["transaction"])[0] == 200
