@@ -12,16 +12,12 @@ reset of the session behind each statement, metrics, access log.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,23 +27,22 @@ from gateway.cli import embedded
 from gateway.cli.token import token_for
 
 from .bare import CONNECTIONS
+from .servers import MASTER_KEY, bare, describe, gateway, machine, process
 
 CALLERS = (1, 32, 256)
 RESULTS = Path(__file__).parent / "results"
 ROWS = 10_000
-_MASTER_KEY = "for this benchmark alone, of no use elsewhere"
-_TABLE = f"""
+TABLE = f"""
 create role bench login;
 create table item (id int primary key, name text not null, price numeric(12,2) not null, n int);
 insert into item select i, 'item ' || i, i / 7.0, 0 from generate_series(1, {ROWS}) i;
 grant select, update on item to bench;
 analyze item;
 """
-_STATEMENTS = {
+STATEMENTS = {
     "read": "select id, name, price::text from item where id = $1",
     "write": "update item set n = n + 1 where id = $1",
 }
-_LISTENS = re.compile(r"listens on http://127\.0\.0\.1:(\d+)")
 
 
 class Server(NamedTuple):
@@ -59,7 +54,8 @@ class Server(NamedTuple):
     """By kind of statement: complete HTTP requests, one for each of many rows."""
 
 
-def _request(path: str, sql: str, id: int, token: str | None) -> str:
+def request(path: str, sql: str, id: int, token: str | None) -> str:
+    """A complete HTTP request."""
     body = orjson.dumps({"sql": sql, "parameters": [id]}).decode()
     authorization = f"Authorization: Bearer {token}\r\n" if token else ""
     return (
@@ -72,46 +68,9 @@ def _requests(paths: Mapping[str, str], token: str | None) -> dict[str, list[str
     # 7,919 is prime: neighbours in the list are far apart in the table.
     ids = [1 + i * 7_919 % ROWS for i in range(2_000)]
     return {
-        kind: [_request(paths[kind], sql, id, token) for id in ids]
-        for kind, sql in _STATEMENTS.items()
+        kind: [request(paths[kind], sql, id, token) for id in ids]
+        for kind, sql in STATEMENTS.items()
     }
-
-
-@contextmanager
-def _process(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([sys.executable, "-m", *command], text=True, **options)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextmanager
-def _bare(dsn: str) -> Iterator[Server]:
-    with _process(["benchmarks.bare", dsn], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        yield Server("bare", port, _requests({"read": "/read", "write": "/write"}, None))
-
-
-@contextmanager
-def _gateway(dsn: str, log: Path) -> Iterator[Server]:
-    environment = {name: text for name, text in os.environ.items() if "PGSLUICE" not in name}
-    environment |= {
-        "DATABASE_URL": dsn,
-        "PORT": "0",
-        "PGSLUICE_AUTH__MASTER_KEY": _MASTER_KEY,
-        "PGSLUICE_SERVER__ADMIN_PORT": "0",
-        "PGSLUICE_TARGETS__MAIN__POOL__MAX_CONNECTIONS": str(CONNECTIONS),
-    }
-    with log.open("w") as err, _process(["gateway", "serve"], env=environment, stderr=err) as it:
-        while not (found := _LISTENS.search(log.read_text())):
-            if it.poll() is not None:
-                raise SystemExit(f"the gateway did not start:\n{log.read_text()}")
-        token = token_for(_MASTER_KEY.encode(), subject="bench", lifetime=3_600)
-        requests = _requests({"read": "/execute", "write": "/execute"}, token)
-        yield Server("gateway", int(found[1]), requests)
 
 
 class Load:
@@ -145,22 +104,25 @@ def run(rounds: int, seconds: float) -> dict[str, Any]:
         home.chmod(0o755)
         binaries = embedded.find_binaries()
         database = stack.enter_context(embedded.start(home / "data", binaries=binaries))
-        database.sql(_TABLE)
+        database.sql(TABLE)
         dsn = database.dsn(user="bench")
+        token = token_for(MASTER_KEY.encode(), subject="bench", lifetime=3_600)
+        handler = stack.enter_context(bare(dsn))
+        ours, _ = stack.enter_context(gateway(dsn, home / "gateway.log"))
         servers = [
-            stack.enter_context(_bare(dsn)),
-            stack.enter_context(_gateway(dsn, home / "gateway.log")),
+            Server("bare", handler, _requests({"read": "/read", "write": "/write"}, None)),
+            Server("gateway", ours, _requests({"read": "/execute", "write": "/execute"}, token)),
         ]
         load = Load(
             stack.enter_context(
-                _process(["benchmarks.load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                process(["benchmarks.load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             )
         )
         for server in servers:
-            for kind in _STATEMENTS:
+            for kind in STATEMENTS:
                 load.run(server, kind, 32, 1.0)  # connections opened, statements prepared
         for number in range(rounds):
-            for kind in _STATEMENTS:
+            for kind in STATEMENTS:
                 for callers in CALLERS:
                     # Who goes first changes, so that neither has it always warmer.
                     for server in servers if number % 2 else reversed(servers):
@@ -168,11 +130,11 @@ def run(rounds: int, seconds: float) -> dict[str, Any]:
                         samples.setdefault((kind, callers, server.name), []).append(figures)
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
         return {
-            "machine": _machine(binaries.version),
+            "machine": machine(binaries.version),
             "rounds": rounds,
             "seconds": seconds,
             "connections": CONNECTIONS,
-            "figures": [_row(samples, kind, count) for kind in _STATEMENTS for count in CALLERS],
+            "figures": [_row(samples, kind, count) for kind in STATEMENTS for count in CALLERS],
         }
 
 
@@ -189,36 +151,10 @@ def _row(samples: Mapping[Any, list[dict[str, Any]]], kind: str, callers: int) -
     return row
 
 
-def _machine(postgres: str) -> dict[str, Any]:
-    packages = ("asyncpg", "uvicorn", "uvloop", "httptools", "orjson")
-    return {
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "postgresql": postgres,
-        **{name: version(name) for name in packages},
-    }
-
-
-def _cpu() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    found = re.search(r"model name\s*:\s*(.+)", text)
-    return found[1].strip() if found else platform.processor()
-
-
 def table(result: Mapping[str, Any]) -> str:
     """*result* as a page of Markdown."""
-    machine = ", ".join(
-        f"{value} {name}" if name == "cores" else f"{name} {value}"
-        for name, value in result["machine"].items()
-        if name != "cpu"
-    )
     lines = [
-        f"{result['machine']['cpu'] or 'CPU unknown'}, {machine}.",
+        describe(result["machine"]),
         f"{result['rounds']} interleaved rounds of {result['seconds']} s for each cell; medians;"
         f" {result['connections']} connections to PostgreSQL on both sides.",
         "",

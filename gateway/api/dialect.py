@@ -11,39 +11,48 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
+import random
 import re
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 from ..core.errors import (
-    Draining,
     GatewayError,
     Internal,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    Outcome,
     OutcomeUnknown,
+    Retry,
+    SlowRequest,
     StatementCancelled,
-    TooLarge,
     UnsupportedMediaType,
 )
+from ..core.idempotency import MAX_KEY, Keyed, is_key
 from ..core.model import Call, Principal
+from ..core.observation import Observer
 from ..core.sigv4 import RawRequest
+from ..core.streams import Pace
 from ..engine.engine import Engine, Reply
 from ..engine.identity import Identified, Identifier
+from ..settings import CorsSettings
+from .compression import Compress
+from .cors import Cors
+from .wire import AsgiWire, Handler, Headers, Receive, Scope, Send, Wire
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-
-_WATCH_AFTER = 0.003
-"""Seconds. A statement that ends sooner needs no watcher, which costs a task."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
-_GONE = "http.disconnect"
-_ENDINGS = frozenset({"commit", "rollback", "CommitTransaction", "RollbackTransaction"})
-"""Operations that a node which is shutting down still carries out: they end work."""
+
+
+_ids = random.Random()
+
+
+def new_request_id() -> str:
+    """128 random bits in hexadecimal. Who may use it is checked; it need not be a secret."""
+    return f"{_ids.getrandbits(128):032x}"
 
 
 class Operation(NamedTuple):
@@ -56,24 +65,11 @@ class Operation(NamedTuple):
     write: Callable[[Exchange, Any, Any], Awaitable[None]]
     """Exchange, request, what `run` returned."""
     method: str = "POST"
+    upload: Callable[[Exchange, Mapping[str, str]], Any] | None = None
+    """In place of `read`, for a body of any size that `run` takes piece by piece."""
 
 
 WriteError = Callable[[GatewayError, str], tuple[int, Headers, bytes]]
-
-
-class Counts:
-    """Requests and refusals since the start, for the metrics page."""
-
-    def __init__(self) -> None:
-        self.requests: dict[tuple[str, int], int] = {}
-        self.refusals: dict[str, int] = {}
-
-    def add(self, operation: str, status: int, code: str | None) -> None:
-        """One answer was sent."""
-        key = (operation, status)
-        self.requests[key] = self.requests.get(key, 0) + 1
-        if code is not None:
-            self.refusals[code] = self.refusals.get(code, 0) + 1
 
 
 class Server:
@@ -86,7 +82,9 @@ class Server:
         identifier: Identifier,
         wall: Callable[[], float],
         request_bytes: int,
+        observer: Observer,
         observe: Callable[[Exchange], None] = lambda exchange: None,
+        cors: Cors | None = None,
     ) -> None:
         self.engine = engine
         self.identifier = identifier
@@ -95,77 +93,68 @@ class Server:
         self.draining = False
         self.running: dict[tuple[str, str], Exchange] = {}
         """By principal's subject and request id."""
-        self.counts = Counts()
+        self.observer = observer
         self.observe = observe
+        self.cors = cors or Cors(CorsSettings())
         self.active = 0
         self.quiet = asyncio.Event()
 
 
 class HangUp:
-    """Watches for the caller's departure and cancels its work."""
+    """Cancels the work of a caller that left."""
 
-    __slots__ = ("_call", "_main", "_receive", "_task", "_timer", "gone")
+    __slots__ = ("_call", "_main", "gone")
 
-    def __init__(self, receive: Receive, call: Call) -> None:
+    def __init__(self, call: Call) -> None:
         self.gone = False
-        self._receive = receive
         self._call = call
         self._main = asyncio.current_task()
-        self._task: asyncio.Task[None] | None = None
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(_WATCH_AFTER, self._start)
 
-    def _start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._watch())
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != _GONE:
-            pass
+    def __call__(self) -> None:
+        """The caller left."""
         self.gone = True
         # A COMMIT on its way is never cancelled: nobody could say what became of it.
         if not self._call.committing and self._main is not None:
             self._main.cancel()
-
-    def stop(self) -> None:
-        """The work is done; what the caller does now is its own affair."""
-        self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
 
 
 class Exchange:
     """One request and its answer."""
 
     __slots__ = (
-        "_receive", "_send", "_write_error", "call", "code", "hangup", "headers", "identified",
-        "operation", "raw", "reply", "server", "status", "task",
+        "_pace", "_write_error", "call", "code", "hangup", "headers", "identified", "last_words",
+        "operation", "raw", "reply", "sent", "server", "shared", "status", "task", "wire",
     )  # fmt: skip
 
     def __init__(
         self,
         server: Server,
         operation: str,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
+        wire: Wire,
         write_error: WriteError,
     ) -> None:
         self.server = server
         self.operation = operation
-        self.raw: list[tuple[bytes, bytes]] = scope["headers"]
-        self._receive = receive
-        self._send = send
+        self.wire = wire
+        self.raw = wire.headers
         self._write_error = write_error
         now = asyncio.get_running_loop().time()
         self.call = Call("", math.inf, now)
         self.headers: Headers = []
         """Of the answer, besides type and length."""
+        self.shared: Headers = server.cors.headers(wire.headers) if server.cors else []
+        """What a browser needs to hand the answer to its page."""
         self.identified: Identified | None = None
         self.hangup: HangUp | None = None
         self.reply: Reply | None = None
         self.status = 0
+        self.sent = 0
+        """Bytes of the answer's body."""
         self.code: str | None = None
         self.task: asyncio.Task[Any] | None = None
+        self.last_words: Callable[[GatewayError], bytes] | None = None
+        """What ends a stream that broke, where the form of the answer has a place for it."""
+        self._pace: Pace | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a request header, if the caller's signature lets it count."""
@@ -184,32 +173,55 @@ class Exchange:
             TooLarge: It is longer than the limit.
             UnsupportedMediaType: It is compressed.
         """
+        self.refuse_compressed()
+        return await self.wire.read(self.server.request_bytes)
+
+    def refuse_compressed(self) -> None:
+        """Take no body that has to be unpacked.
+
+        Raises:
+            UnsupportedMediaType: It is compressed.
+        """
         for key, value in self.raw:
             if key == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
                 raise UnsupportedMediaType(
                     "the body is compressed", hint="send it as it is, without content-encoding"
                 )
-        most = self.server.request_bytes
-        message = await self._receive()
-        if message["type"] == _GONE:
-            return None
-        body: bytes = message.get("body", b"")
-        if message.get("more_body"):
-            pieces = [body]
-            size = len(body)
-            while message.get("more_body"):
-                message = await self._receive()
-                if message["type"] == _GONE:
-                    return None
-                piece = message.get("body", b"")
-                size += len(piece)
-                if size > most:
-                    raise TooLarge(f"the body is larger than {most} bytes")
-                pieces.append(piece)
-            body = b"".join(pieces)
-        if len(body) > most:
-            raise TooLarge(f"the body is larger than {most} bytes")
-        return body
+
+    async def upload(self) -> AsyncIterator[bytes]:
+        """The body as it arrives; each piece is taken when the one before is done with.
+
+        A caller that leaves before the end cancels the work, as any other.
+
+        Raises:
+            SlowRequest: It is sent slower than a stream may be.
+        """
+        assert self.call.target is not None
+        settings = self.server.engine.targets.get(self.call.target).settings
+        pace = None
+        if settings.stream_rate:
+            pace = Pace(rate=settings.stream_rate, window=settings.stream_window)
+        pieces = self.wire.pieces()
+        clock = asyncio.get_running_loop().time
+        while True:
+            begun = clock()
+            limit = asyncio.timeout(pace.allowed(0) if pace is not None else None)
+            try:
+                async with limit:
+                    piece = await anext(pieces, b"")
+            except TimeoutError:
+                raise SlowRequest("the body was sent too slowly") from None
+            if piece is None:
+                assert self.hangup is not None
+                self.hangup()
+                await asyncio.Event().wait()
+            if not piece:
+                break
+            if pace is not None:
+                pace.took(len(piece), clock() - begun)
+            yield piece
+        assert self.hangup is not None
+        self.wire.watch(self.hangup)
 
     def read_head(self) -> None:
         """Request id and deadline, from headers that count."""
@@ -230,23 +242,93 @@ class Exchange:
                 )
             self.call.deadline = self.call.received + milliseconds / 1000
 
+    def read_key(self, body: bytes, path: Mapping[str, str]) -> None:
+        """The idempotency key: the caller's own, else the one that AWS SDKs send by themselves.
+
+        What an SDK sends with each attempt of one call counts although not all of them
+        sign it. Whoever could change it on its way could as well drop the request.
+        """
+        identified = self.identified
+        if identified is None:
+            return
+        key: bytes | None = None
+        explicit = True
+        for name, value in self.raw:
+            if name == b"idempotency-key" and identified.covers("idempotency-key"):
+                if not is_key(value):
+                    raise InvalidRequest(
+                        f"an idempotency key is 1 to {MAX_KEY} printable ASCII characters",
+                        field="idempotency-key",
+                    )
+                key, explicit = value, True
+                break
+            if (
+                name == b"amz-sdk-invocation-id"
+                and identified.signed is not None
+                and is_key(value)
+            ):
+                key, explicit = value, False
+        if key is not None:
+            where = "\0".join(f"{name}={path[name]}" for name in sorted(path))
+            asked = b"%b\0%b\0%b" % (self.operation.encode(), where.encode(), body)
+            self.call.keyed = Keyed(identified.principal.subject, key, asked, explicit)
+
+    def note_key(self) -> None:
+        """Tell the caller what its key was worth."""
+        call = self.call
+        if call.idempotency is not None:
+            worth = call.idempotency.encode("ascii")
+            self.headers.append((b"x-gateway-idempotency", worth))
+        elif call.keyed is not None and call.keyed.explicit:
+            # A read, or something that runs outside transactions: it is not remembered.
+            self.headers.append((b"x-gateway-idempotency", b"none"))
+        if call.replayed:
+            self.headers.append((b"x-gateway-replayed", b"true"))
+
     async def start(self, status: int, headers: Headers) -> None:
         """Send the head of an answer whose length is not known."""
         self.status = status
-        await self._send(
-            {"type": "http.response.start", "status": status, "headers": headers + self.headers}
-        )
+        head = [*headers, timing(self.call), *self.headers, *self.shared]
+        await self.wire.start(status, head)
+
+    def begin_stream(self, reply: Reply) -> None:
+        """Hold the caller to a pace from now on: *reply* holds a connection while it reads."""
+        settings = reply.target.settings
+        if settings.stream_rate:
+            self._pace = Pace(rate=settings.stream_rate, window=settings.stream_window)
 
     async def piece(self, body: bytes, *, more: bool = True) -> None:
-        """Send a part of the answer; returns when the caller can take more."""
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        """Send a part of the answer; returns when the caller can take more.
+
+        Raises:
+            SlowRequest: The caller reads slower than a stream may be read.
+        """
+        self.sent += len(body)
+        pace = self._pace
+        if pace is None:
+            await self.wire.piece(body, more=more)
+            return
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        limit = asyncio.timeout(pace.allowed(len(body)))
+        try:
+            async with limit:
+                await self.wire.piece(body, more=more)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            if self.reply is not None:
+                self.reply.target.cancelled("slow_reader")
+            raise SlowRequest("the answer was read too slowly") from None
+        pace.took(len(body), clock() - begun)
 
     async def send(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole answer."""
         self.status = status
-        head = [*headers, (b"content-length", b"%d" % len(body)), *self.headers]
-        await self._send({"type": "http.response.start", "status": status, "headers": head})
-        await self._send({"type": "http.response.body", "body": body})
+        self.sent = len(body)
+        length = (b"content-length", b"%d" % len(body))
+        head = [*headers, length, timing(self.call), *self.headers, *self.shared]
+        await self.wire.send(status, head, body)
 
     async def refuse(self, error: GatewayError) -> None:
         """Send *error* in the dialect's words."""
@@ -260,12 +342,10 @@ async def serve(
     server: Server,
     operation: Operation,
     path: Mapping[str, str],
-    scope: Scope,
-    receive: Receive,
-    send: Send,
     write_error: WriteError,
     id_header: bytes,
-    check: Callable[[Exchange], None] | None = None,
+    check: Callable[[Exchange], None] | None,
+    wire: Wire,
 ) -> None:
     """Carry one request from its bytes to its answer.
 
@@ -274,53 +354,68 @@ async def serve(
         id_header: The header that carries the request id out.
         check: Refuses by the headers, once the sender is known.
     """
-    exchange = Exchange(server, operation.name, scope, receive, send, write_error)
+    exchange = Exchange(server, operation.name, wire, write_error)
     call = exchange.call
-    call.request_id = os.urandom(16).hex()
+    call.request_id = new_request_id()
     server.active += 1
     try:
         try:
-            body = await exchange.body()
-            if body is None:
-                return
+            if operation.upload is None:
+                body = await exchange.body()
+                if body is None:
+                    return
+            else:
+                exchange.refuse_compressed()
+                body = b""
             call.received = asyncio.get_running_loop().time()
-            exchange.identified = identified = server.identifier.identify(
+            exchange.identified = identified = await server.identifier.authenticate(
                 RawRequest(
-                    scope["method"],
-                    scope["raw_path"],
-                    scope["query_string"],
+                    wire.method,
+                    wire.raw_path,
+                    wire.query,
                     exchange.raw,
                     body,
                 ),
-                now=server.wall(),
+                wall=server.wall,
+                source=wire,
             )
             exchange.read_head()
             if check is not None:
                 check(exchange)
-            if server.draining and operation.name not in _ENDINGS:
-                raise Draining
-            request = operation.read(body, path)
+            if wire.query:
+                path = {**_arguments(wire.query), **path}
+            exchange.read_key(body, path)
+            if operation.upload is None:
+                request = operation.read(body, path)
+            else:
+                request = operation.upload(exchange, path)
+            body = b""  # It is read, may be large, and its statement may have to wait.
             key = (identified.principal.subject, call.request_id)
             exchange.task = asyncio.current_task()
-            exchange.hangup = HangUp(receive, call)
+            exchange.hangup = HangUp(call)
+            if operation.upload is None:
+                wire.watch(exchange.hangup)
             server.running[key] = exchange
             exchange.headers.append((id_header, call.request_id.encode("ascii")))
-            if exchange.header(b"idempotency-key") is not None:
-                # Nothing is remembered by key yet, and a caller that counts on it is told.
-                exchange.headers.append((b"x-gateway-idempotency", b"none"))
             try:
-                done = await operation.run(server.engine, identified.principal, request, call)
-                exchange.headers.append((b"server-timing", _timing(call)))
+                try:
+                    done = await operation.run(server.engine, identified.principal, request, call)
+                finally:
+                    if call.target is not None:
+                        _ran(server, call)
+                    if call.keyed is not None:
+                        exchange.note_key()
+                call.done = time.perf_counter()
                 if isinstance(done, Reply):
                     exchange.reply = done
                 await operation.write(exchange, request, done)
             finally:
                 server.running.pop(key, None)
-                exchange.hangup.stop()
+                wire.unwatch()
         except GatewayError as error:
             if not exchange.headers:
                 exchange.headers.append((id_header, call.request_id.encode("ascii")))
-            await _refuse(exchange, error)
+            await _refuse(exchange, _happened(error, exchange))
         except asyncio.CancelledError:
             await _cancelled(exchange, id_header)
         except Exception as error:  # noqa: BLE001  # a defect must answer, not hang the caller
@@ -335,15 +430,58 @@ async def serve(
             server.active -= 1
             if server.active == 0:
                 server.quiet.set()
-            server.counts.add(operation.name, exchange.status, exchange.code)
             server.observe(exchange)
+            # Both hold this task, and it holds them: without this, every request would leave
+            # a circle to the garbage collector.
+            exchange.task = exchange.hangup = None
+
+
+def _ran(server: Server, call: Call) -> None:
+    assert call.target is not None
+    took = call.running or asyncio.get_running_loop().time() - call.started
+    server.observer.statement_finished(call.target, took)
+
+
+def _stopped(call: Call) -> GatewayError:
+    if call.in_doubt:
+        return OutcomeUnknown(
+            "the statement was cancelled outside any transaction",
+            hint="it may have taken effect in part; look before sending it again",
+        )
+    if call.cancel_reason != "drain":
+        return StatementCancelled("the statement was cancelled")
+    error = StatementCancelled(
+        "this node is shutting down and the statement was cancelled",
+        hint="nothing of it was kept; send it again",
+    )
+    error.retry = Retry.SAFE
+    return error
 
 
 def _unexpected(error: Exception, exchange: Exchange) -> GatewayError:
     # A defect of ours after the work was done must not be taken for "nothing happened".
     if exchange.reply is not None:
-        return OutcomeUnknown(f"the answer could not be written ({type(error).__name__})")
+        message = f"the answer could not be written ({type(error).__name__})"
+        return _happened(OutcomeUnknown(message), exchange)
     return Internal(f"unexpected {type(error).__name__}")
+
+
+def _happened(error: GatewayError, exchange: Exchange) -> GatewayError:
+    """*error*, which says so if it came after the work was committed."""
+    if exchange.reply is not None and exchange.reply.wrote:
+        error.outcome = Outcome.COMMITTED
+        error.retry = Retry.NEVER
+        if error.status >= 429:
+            # What such a status says to SDKs is: nothing happened, send it again.
+            error.status = 400
+    return error
+
+
+def _arguments(query: bytes) -> dict[str, str]:
+    try:
+        return dict(parse_qsl(query.decode("ascii"), max_num_fields=20))
+    except ValueError:
+        raise InvalidRequest("the query of the URL cannot be read") from None
 
 
 async def _refuse(exchange: Exchange, error: GatewayError) -> None:
@@ -351,6 +489,9 @@ async def _refuse(exchange: Exchange, error: GatewayError) -> None:
         # The head is out: leaving the body unfinished makes the server cut the connection,
         # so that nobody takes the answer for complete.
         exchange.code = error.code
+        if exchange.last_words is not None and not isinstance(error, SlowRequest):
+            error.request_id = exchange.call.request_id  # type: ignore[attr-defined]
+            await exchange.wire.piece(exchange.last_words(error), more=False)
         return
     await exchange.refuse(error)
 
@@ -363,7 +504,7 @@ async def _cancelled(exchange: Exchange, id_header: bytes) -> None:
     elif exchange.call.cancelled:
         if task is not None:
             task.uncancel()
-        await _refuse(exchange, StatementCancelled("the statement was cancelled"))
+        await _refuse(exchange, _happened(_stopped(exchange.call), exchange))
         return
     else:
         raise asyncio.CancelledError
@@ -371,8 +512,13 @@ async def _cancelled(exchange: Exchange, id_header: bytes) -> None:
         task.uncancel()
 
 
-def _timing(call: Call) -> bytes:
-    return b"queue;dur=%.2f, db;dur=%.2f" % (call.queued * 1000, call.running * 1000)
+def timing(call: Call) -> tuple[bytes, bytes]:
+    """Where the time went until the head of the answer: milliseconds, as browsers show them."""
+    encoding = time.perf_counter() - call.done if call.done else 0.0
+    value = b"queue;dur=%.2f, connect;dur=%.2f, db;dur=%.2f, encode;dur=%.2f" % (
+        call.queued * 1000, call.connecting * 1000, call.running * 1000, encoding * 1000,
+    )  # fmt: skip
+    return b"server-timing", value
 
 
 class Route(NamedTuple):
@@ -392,8 +538,10 @@ class Dialect:
         write_error: WriteError,
         id_header: bytes,
         check: Callable[[Exchange], None] | None = None,
+        compress: Compress | None = None,
     ) -> None:
         self._check = check
+        self._compress = compress
         self._server = server
         self._write_error = write_error
         self._id_header = id_header
@@ -404,7 +552,9 @@ class Dialect:
             table = self._exact if "{" not in route.path else patterns
             table.setdefault(route.path, {})[route.operation.method] = route.operation
         for path, operations in patterns.items():
-            pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path)
+            # Whatever stands last is taken whole: a key may hold a slash.
+            pattern = re.sub(r"\{(\w+)\}$", r"(?P<\1>.+)", path)
+            pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern)
             self._patterns.append((re.compile(pattern), operations))
 
     def find(self, path: str) -> tuple[dict[str, Operation], Mapping[str, str]] | None:
@@ -418,6 +568,19 @@ class Dialect:
                 return operations, match.groupdict()
         return None
 
+    def direct(self) -> Iterator[tuple[bytes, Handler]]:
+        """What can be answered without ASGI: POST to paths without parameters."""
+        for path, operations in self._exact.items():
+            operation = operations.get("POST")
+            if operation is not None:
+                handler: Handler = partial(
+                    serve, self._server, operation, {}, self._write_error, self._id_header,
+                    self._check,
+                )  # fmt: skip
+                if self._compress is not None:
+                    handler = partial(self._compress, handler)
+                yield path.encode("ascii"), handler
+
     async def __call__(
         self,
         found: tuple[dict[str, Operation], Mapping[str, str]] | None,
@@ -426,16 +589,21 @@ class Dialect:
         send: Send,
     ) -> None:
         """Serve a request at what `find` found; `None` is refused as not found."""
+        wire = AsgiWire(scope, receive, send)
         if found is not None:
-            operation = found[0].get(scope["method"])
+            operation = found[0].get(wire.method)
             if operation is not None:
-                await serve(
-                    self._server, operation, found[1], scope, receive, send,
-                    self._write_error, self._id_header, self._check,
+                handler: Handler = partial(
+                    serve, self._server, operation, found[1], self._write_error, self._id_header,
+                    self._check,
                 )  # fmt: skip
+                if self._compress is None:
+                    await handler(wire)
+                else:
+                    await self._compress(handler, wire)
                 return
-        exchange = Exchange(self._server, "", scope, receive, send, self._write_error)
-        exchange.call.request_id = os.urandom(16).hex()
+        exchange = Exchange(self._server, "", wire, self._write_error)
+        exchange.call.request_id = new_request_id()
         exchange.headers.append((self._id_header, exchange.call.request_id.encode("ascii")))
         if found is None:
             await exchange.refuse(NotFound("there is nothing at this path"))
@@ -443,7 +611,7 @@ class Dialect:
             allowed = ", ".join(sorted(found[0]))
             exchange.headers.append((b"allow", allowed.encode("ascii")))
             await exchange.refuse(MethodNotAllowed(f"use {allowed} here"))
-        self._server.counts.add("", exchange.status, exchange.code)
+        self._server.observe(exchange)
 
 
 async def stream(
@@ -456,6 +624,7 @@ async def stream(
 ) -> None:
     """Send *reply*'s rows batch by batch; *encode* gives a batch without its brackets."""
     assert reply.rows is not None
+    exchange.begin_stream(reply)
     started = False
     async for batch in reply.rows.batches():
         part = encode(batch)

@@ -24,6 +24,7 @@ import asyncio
 import json
 import math
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from http import HTTPStatus
@@ -31,6 +32,8 @@ from typing import Any, ClassVar
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .wire import DirectCycle, Handler
 
 BACKLOG = 4_096
 """Connections the kernel keeps ready; uvicorn must be told too, it calls listen() again."""
@@ -62,8 +65,8 @@ class GuardLimits:
     """… unless it read at least so many bytes of a larger one in that time."""
 
     linger: float = 2.0
-    """How long a refused caller may go on sending. Closed at once, its kernel would discard
-    the answer together with the connection."""
+    """How long a refused caller may go on sending, beside what the rest of its body may take
+    at `body_rate`. Closed at once, its kernel would discard the answer with the connection."""
 
     max_head: int = 32 * 1024
     """Request line and headers together."""
@@ -74,8 +77,16 @@ class GuardLimits:
     max_body: int = 4 * 1024 * 1024
     """One body, counted while it arrives. AWS takes 4 MiB too."""
 
+    uploads: bytes = b"/copy/"
+    """How the targets begin whose bodies have any size: the application takes them piece by
+    piece, and gives up a caller that is too slow."""
+
     max_bodies: int = 64 * 1024 * 1024
     """All bodies of requests that are not answered yet, in this process."""
+
+    max_unread: int = 256 * 1024 * 1024
+    """All parts of answers that callers have not read yet, in this process, where they are
+    too large for the sockets' own buffers. Who passes it is cut off."""
 
 
 class Phase(IntEnum):
@@ -103,6 +114,8 @@ class GuardState:
 
     bodies: int = 0
     """Bytes of bodies received and not answered yet."""
+    unread: int = 0
+    """Bytes of answers written and not read yet, of callers that are behind."""
     refused: dict[str, int] = field(default_factory=dict)
     """How many connections were ended, by reason."""
 
@@ -127,6 +140,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     limits: ClassVar[GuardLimits] = GuardLimits()
     state: ClassVar[GuardState] = GuardState()
+    direct: ClassVar[Mapping[bytes, Handler]] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -140,8 +154,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._raw_body = 0
         self._body = 0
         self._held = 0
+        self._unread = 0
         self._body_parts = 0
         self._body_since = 0.0
+        self._upload = False
         self._verdict: tuple[int, str] | None = None
         # One timer a connection. `_due` moves with every request, the timer does not: it
         # looks when it fires, and is set again. Only an earlier moment replaces it.
@@ -165,6 +181,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._timer = None
         self._phase = _CLOSING
         self._release_body()
+        self._count_unread(0)
         super().connection_lost(exc)
 
     def eof_received(self) -> None:
@@ -201,7 +218,9 @@ class GuardedProtocol(HttpToolsProtocol):
             elif before is not _HEAD and not self._fresh:
                 self._wait_until(self.loop.time() + self.limits.head_timeout)
         elif phase is _BODY:
-            if not self._body_since:
+            if self._upload:
+                self._due = _NEVER
+            elif not self._body_since:
                 self._body_since = self.loop.time()
                 self._wait_until(self._body_since + self.limits.body_timeout)
             # Not all that is sent is body: extensions of chunks, and trailers. A chunk's
@@ -220,12 +239,21 @@ class GuardedProtocol(HttpToolsProtocol):
         """The caller reads slower than it is answered: start to watch it."""
         super().pause_writing()
         self._watch_writing()
+        self._count_unread(self.transport.get_write_buffer_size())
+        if self.state.unread > self.limits.max_unread:
+            self.state.count("unread")
+            self._abandon()
 
     def resume_writing(self) -> None:
         """The caller has read enough."""
         super().resume_writing()
+        self._count_unread(0)
         if self._phase is not _CLOSING:
             self._stalled_due = _NEVER
+
+    def _count_unread(self, size: int) -> None:
+        self.state.unread += size - self._unread
+        self._unread = size
 
     # -- what the parser finds ---------------------------------------------------------
 
@@ -239,6 +267,7 @@ class GuardedProtocol(HttpToolsProtocol):
             raise _Refusal
         self._phase = _HEAD
         self._head = self._chunk
+        self._body = self._announced = 0
         self._verdict = None
         super().on_message_begin()
 
@@ -261,32 +290,67 @@ class GuardedProtocol(HttpToolsProtocol):
         self._fresh = False
         self._raw_body = self._body = self._body_parts = 0
         self._body_since = 0.0
-        super().on_headers_complete()
+        handler = self.direct.get(self.url)
+        if handler is None or not self._begin_direct(handler):
+            super().on_headers_complete()
+
+    def _begin_direct(self, handler: Handler) -> bool:
+        """Take the request past ASGI, if it is one of the ordinary kind."""
+        parser, limit = self.parser, self.limit_concurrency
+        if (
+            parser.get_method() != b"POST"
+            or parser.get_http_version() != "1.1"
+            or parser.should_upgrade()
+            or (limit is not None and max(len(self.connections), len(self.tasks)) >= limit)
+        ):
+            return False
+        self.cycle = DirectCycle(  # type: ignore[assignment]
+            handler,
+            raw_path=self.url,
+            headers=self.headers,
+            transport=self.transport,
+            flow=self.flow,
+            default_headers=self.server_state.default_headers,
+            keep_alive=parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if self.expect_100_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return True
 
     def on_body(self, body: bytes) -> None:
         """Count the body while it arrives."""
         size = len(body)
         self._body += size
         self._body_parts += 1
-        if self._body > self.limits.max_body:
+        if self._body > self.limits.max_body and not self._upload:
             self._reject(413, f"the body is larger than {self.limits.max_body} bytes")
         if not self._is_answering():
             return  # Answered without it, and thrown away.
         state = self.state
-        state.bodies += size
-        self._held += size
+        if not self._upload:
+            state.bodies += size
+            self._held += size
         if state.bodies > self.limits.max_bodies:
             self._reject(503, "too many request bodies are being received")
-        super().on_body(body)
+        cycle: Any = self.cycle
+        if type(cycle) is DirectCycle:
+            cycle.body += body
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The caller has done its part; from here on the application's limits hold."""
-        cycle = self.cycle
+        cycle: Any = self.cycle
         if not cycle.response_complete:
             cycle.more_body = False
             cycle.message_event.set()
             self._phase = _RUNNING
             self._due = _NEVER
+            if type(cycle) is DirectCycle:
+                task = self.loop.create_task(cycle.run())
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
         else:
             self._become_idle()
 
@@ -302,6 +366,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self._phase is _RUNNING:
             self._become_idle()
+        elif self._phase is _BODY and self._upload:
+            # The rest may be endless, and is of no use to anybody.
+            self._phase = _CLOSING
+            self._stop_sending()
 
     def _should_upgrade(self) -> bool:
         return False
@@ -322,9 +390,11 @@ class GuardedProtocol(HttpToolsProtocol):
         host = values.get(b"host")
         if not host or names.count(b"host") > 1 or host.translate(None, _HOST_FORBIDDEN) != host:
             self._reject(400, "there must be exactly one Host header")
+        self._upload = target.startswith(self.limits.uploads)
         length = values.get(b"content-length")
         if length is not None:
-            if len(length) > 18 or int(length) > self.limits.max_body:
+            self._announced = min(int(length[:18]), self.limits.max_body)
+            if len(length) > 18 or (int(length) > self.limits.max_body and not self._upload):
                 self._reject(413, f"the body is larger than {self.limits.max_body} bytes")
         elif b"transfer-encoding" in values and (
             values[b"transfer-encoding"].lower() != b"chunked"
@@ -387,7 +457,12 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if not answered:
             transport.write(_problem(status, detail))
+        self._stop_sending()
+
+    def _stop_sending(self) -> None:
+        """Say no more; go on reading for a while, so that what was said is heard."""
         self._stalled_due = _NEVER
+        transport = self.transport
         if not transport.can_write_eof():
             transport.close()
             self._linger()
@@ -396,7 +471,8 @@ class GuardedProtocol(HttpToolsProtocol):
         # sending, or has had its time.
         transport.write_eof()
         self.flow.resume_reading()
-        self._wait_until(self.loop.time() + self.limits.linger)
+        rest = max(0, self._announced - self._body) / self.limits.body_rate
+        self._wait_until(self.loop.time() + self.limits.linger + rest)
 
     def _linger(self) -> None:
         """Close; give the caller the usual time to read what is left."""
@@ -472,9 +548,20 @@ class GuardedProtocol(HttpToolsProtocol):
         self._abandon()
 
 
-def guarded(limits: GuardLimits) -> type[GuardedProtocol]:
-    """The protocol with *limits* and counters of its own, for `uvicorn.Config(http=...)`."""
-    return type("GuardedProtocol", (GuardedProtocol,), {"limits": limits, "state": GuardState()})
+def guarded(
+    limits: GuardLimits, direct: Mapping[bytes, Handler] | None = None
+) -> type[GuardedProtocol]:
+    """The protocol with *limits* and counters of its own, for `uvicorn.Config(http=...)`.
+
+    Args:
+        direct: Who answers a POST to exactly that target without ASGI.
+    """
+    own = {"limits": limits, "state": GuardState(), "direct": direct or {}}
+    return type("GuardedProtocol", (GuardedProtocol,), own)
+
+
+_AWS_NAMES = {408: "RequestTimeoutException", 503: "ServiceUnavailableError"}
+"""What AWS's SDKs call these; whose path it was is not known here."""
 
 
 def _problem(status: int, detail: str) -> bytes:
@@ -487,6 +574,7 @@ def _problem(status: int, detail: str) -> bytes:
             "title": phrase,
             "status": status,
             "detail": detail,
+            "message": detail,  # the same for AWS's SDKs
             "code": code,
             "retry": "safe" if status in (408, 503) else "never",
             "outcome": "not_executed",
@@ -497,6 +585,7 @@ def _problem(status: int, detail: str) -> bytes:
         (
             f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/problem+json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n"
+            f"x-amzn-errortype: {_AWS_NAMES.get(status, 'ValidationException')}\r\n"
         ).encode()
         + retry
         + b"\r\n"
