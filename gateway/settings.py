@@ -29,13 +29,16 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, date, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .core.bearer import ASYMMETRIC, MIN_SECRET, SYMMETRIC, public_key
+from .core.iam import is_whole, without_path
 from .core.keys import MASTER_KEY_BYTES, StaticKey
 from .core.policy import ClaimRef, Rule
+from .core.sigv4 import MAX_HOST_ALIASES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,10 @@ class PoolSettings:
 
     share: float = 0.75
     """Part of the connections one tenant may hold while others wait."""
+
+    stream_share: float = 0.5
+    """Part of the connections that streamed answers may hold together. Whatever is set, one
+    connection is left to single statements; with one connection there is none to leave."""
 
     connect_timeout: float = 5.0
     """Seconds one attempt to connect may take."""
@@ -82,11 +89,25 @@ class TransactionSettings:
 class LoginSettings:
     """One PostgreSQL role that the gateway logs in as."""
 
-    user: str
+    user: str = ""
+    """Required, but for `secretsmanager`, whose secret holds it."""
     password: str | None = field(default=None, repr=False)
     password_file: Path | None = None
     """Read again for each new connection."""
     password_env: str | None = None
+    credential: str = "password"
+    """`password` (one of the three above, or none), `secretsmanager`, or `rds-iam`."""
+    secret_arn: str | None = None
+    """With `secretsmanager`: name or ARN of the secret that holds username and password."""
+    region: str | None = None
+    """Of AWS, for `secretsmanager` and `rds-iam`; else as the AWS SDK finds it."""
+    aws_endpoint: str | None = None
+    """Instead of AWS's own, for tests; https, but for loopback."""
+    revoke_on_rotate: bool = False
+    """Close connections that were opened with an older version of the secret."""
+    client_cert: Path | None = None
+    """Certificate that proves the login to PostgreSQL, in PEM; with or without a password."""
+    client_key: Path | None = None
     secrets: tuple[str, ...] = ()
     """Secret names or ARNs that choose this login; a trailing `*` matches any rest."""
 
@@ -117,6 +138,16 @@ class TargetSettings:
     """Bytes of a read that are fetched in one flight; a larger one is read again as a stream."""
     response_bytes: int = 16 * 1024 * 1024
     """Bytes of a result that has to be held, such as RETURNING of a write."""
+    continued_timeout: float = 3_600.0
+    """Seconds in all that a statement may take which was sent with `continueAfterTimeout`; its
+    caller is answered at `statement_timeout`. 0 lets none go on."""
+    stream_timeout: float = 3_600.0
+    """Seconds a stream may take, an answer from its first rows on or an upload."""
+    stream_rate: float = 16 * 1024
+    """Bytes a second that the caller of a stream must read or send, over `stream_window`;
+    one that is slower is given up. 0 allows any pace."""
+    stream_window: float = 10.0
+    """Seconds that the caller of a stream may stand still."""
     compat: str = "none"
     """`aws` switches AWS's limits and refusals on."""
     allow_superuser: bool = False
@@ -146,6 +177,8 @@ class ServerSettings:
     """Seconds an idle connection is kept."""
     drain_timeout: float = 25.0
     """Seconds running statements may still take after SIGTERM."""
+    drain_idle: float = 2.0
+    """Seconds an open transaction may then still pause between two calls."""
     max_callers: int = 20_000
     """Open connections of callers."""
 
@@ -157,11 +190,21 @@ class IssuerSettings:
     issuer: str
     audience: str
     algorithms: tuple[str, ...] = ("RS256", "ES256", "EdDSA")
+    jwks_url: str | None = None
+    """Where the issuer publishes its keys; https, but for loopback."""
+    jwks_stale_for: float = 3_600.0
+    """Seconds that its keys go on working while it cannot be reached."""
     secret: str | None = field(default=None, repr=False)
     """At least 32 bytes; then the algorithms are HS256, HS384 or HS512 only."""
     public_keys: tuple[Path, ...] = ()
+    """PEM files; of several, each is the key whose `kid` is the file's name without suffix."""
     leeway: float = 30.0
+    """Seconds that the issuer's clock may differ."""
     max_age: float = 86_400.0
+    """Seconds; a token that is to live longer is refused."""
+    required_claims: tuple[str, ...] = ("exp", "iat", "aud", "iss", "sub")
+    typ: str | None = None
+    """The header's `typ`, such as `at+jwt`, if tokens of other types are to be refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +217,59 @@ class AuthSettings:
     keys: Mapping[str, tuple[StaticKey, ...]] = field(default_factory=dict)
     """By key id; two versions during a rotation."""
     issuers: tuple[IssuerSettings, ...] = ()
+    failure_limit: int = 20
+    """Failed logins a minute from one address that may cost dear work (public keys, STS);
+    more of them wait for each other and are told to come later. 0 is no limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigV4Settings:
+    """Requests that are signed as for AWS."""
+
+    enabled: bool = True
     regions: tuple[str, ...] = ()
     """Regions accepted in a signature; empty accepts any."""
+    host_aliases: tuple[str, ...] = ()
+    """Names, three at most, that callers dial while a proxy puts another one into Host."""
+    require_signed_key: bool = False
+    """Accept writes only with an idempotency key that the signature covers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSettings:
+    """Tokens and temporary keys of the gateway's own."""
+
+    ttl: int = 900
+    """Seconds that those from `POST /auth/iam` live."""
+    not_before: float = 0.0
+    """A date and time, or seconds since the epoch: tokens made earlier are refused."""
+    denied_subjects: tuple[str, ...] = ()
+    """Subjects whose tokens and keys are refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IamSettings:
+    """AWS roles and users as callers, by `POST /auth/iam`."""
+
+    enabled: bool = False
+    audience: str = ""
+    """What callers sign besides; the gateway's public name is a good one."""
+    accounts: tuple[str, ...] = ()
+    """AWS accounts, 12 digits each, whose roles and users may come."""
+    regions: tuple[str, ...] = ()
+    """Regions whose STS may be asked."""
+    sts_endpoint: str | None = None
+    """Instead of AWS's own, for tests; https, but for loopback."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorsSettings:
+    """Browsers that may call from pages of other origins; nobody unless listed."""
+
+    origins: tuple[str, ...] = ()
+    """Such as `https://app.example.com`; `*` is any, for tokens alone are what lets in."""
+    max_age: int = 600
+    """Seconds that a browser may remember the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +278,10 @@ class Settings:
 
     server: ServerSettings = field(default_factory=ServerSettings)
     auth: AuthSettings = field(default_factory=AuthSettings)
+    sigv4: SigV4Settings = field(default_factory=SigV4Settings)
+    tokens: TokenSettings = field(default_factory=TokenSettings)
+    iam: IamSettings = field(default_factory=IamSettings)
+    cors: CorsSettings = field(default_factory=CorsSettings)
     targets: Mapping[str, TargetSettings] = field(default_factory=dict)
     policy: tuple[Rule, ...] = ()
     log_level: str = "info"
@@ -223,6 +321,10 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Settings:
     settings = Settings(
         server=server,
         auth=auth,
+        sigv4=_sigv4(found),
+        tokens=_tokens(found),
+        iam=_iam(found),
+        cors=_cors(found),
         targets=targets,
         policy=_policy(found, targets),
         log_level=_log_level(found),
@@ -244,6 +346,21 @@ def load_master_key(file: Path | None, environ: Mapping[str, str]) -> bytes:
     if not key or problems:
         raise ConfigurationError(problems or found.problems)
     return key
+
+
+def load_keys(file: Path | None, environ: Mapping[str, str]) -> dict[str, tuple[StaticKey, ...]]:
+    """The access keys alone, whatever else is configured.
+
+    Raises:
+        ConfigurationError: One of them is no good, or the file cannot be read.
+    """
+    found = _Found(file, environ)
+    unread = list(found.problems)
+    keys = _keys(found)
+    problems = [*unread, *(each for each in found.problems if each.key.startswith("auth.keys"))]
+    if problems:
+        raise ConfigurationError(problems)
+    return keys
 
 
 def read_database_url(url: str) -> dict[str, Any]:
@@ -346,7 +463,9 @@ def is_loopback(host: str) -> bool:
 
 
 _PREFIX = "PGSLUICE_"
-_SECTIONS = {"server", "auth", "issuers", "targets", "policy", "log_level"}
+_SECTIONS = {
+    "server", "auth", "sigv4", "tokens", "iam", "cors", "issuers", "targets", "policy", "log_level",
+}  # fmt: skip
 _KEY_ID = re.compile(r"GWAK[A-Z0-9]{12,124}")
 _TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
@@ -624,16 +743,25 @@ _RANGES: dict[str, tuple[float, float]] = {
     "server.inflight_bytes": (1_024, 2**40),
     "server.keep_alive": (1, 86_400),
     "server.drain_timeout": (0, 3_600),
+    "server.drain_idle": (0, 3_600),
     "server.max_callers": (1, 10_000_000),
     "issuers.leeway": (0, 300),
     "issuers.max_age": (1, 10 * 365 * 86_400),
+    "issuers.jwks_stale_for": (0, 7 * 86_400),
+    "tokens.ttl": (60, 3_600),
+    "cors.max_age": (0, 86_400),
     "targets.statement_timeout": (0.001, 86_400),
+    "targets.continued_timeout": (0, 7 * 86_400),
     "targets.read_budget": (1_024, 2**30),
     "targets.response_bytes": (1_024, 2**30),
+    "targets.stream_timeout": (1, 7 * 86_400),
+    "targets.stream_rate": (0, 2**40),
+    "targets.stream_window": (0.1, 3_600),
     "targets.pool.max_connections": (1, 10_000),
     "targets.pool.max_open_transactions": (0, 10_000),
     "targets.pool.max_waiting": (0, 10_000_000),
     "targets.pool.share": (0.01, 1),
+    "targets.pool.stream_share": (0.01, 1),
     "targets.pool.connect_timeout": (0.1, 300),
     "targets.pool.max_lifetime": (1, 10 * 365 * 86_400),
     "targets.pool.statement_cache": (0, 100_000),
@@ -687,21 +815,85 @@ def _auth(found: _Found) -> AuthSettings:
     previous = _master_key(found, values, "previous_master_key")
     if previous is not None and previous == master_key:
         found.problem(("auth", "previous_master_key"), "must differ from auth.master_key")
-    regions = values.pop("regions", ())
-    if isinstance(regions, str):
-        regions = [part.strip() for part in regions.split(",") if part.strip()]
-    regions = found.read(tuple[str, ...], regions, ("auth", "regions"))
+    limit = found.read(int, values.pop("failure_limit", 20), ("auth", "failure_limit"))
+    if limit is not None and not 0 <= limit <= 1_000_000:
+        found.problem(("auth", "failure_limit"), "must be from 0 to 1,000,000")
     values.pop("keys", None)
     for name in values:
-        known = ("master_key", "master_key_file", "previous_master_key", "keys", "regions")
+        known = ("master_key", "master_key_file", "previous_master_key", "keys", "failure_limit")
         found.problem(("auth", name), _unknown(name, known))
     return AuthSettings(
         master_key=master_key or b"",
         previous_master_key=previous,
         keys=_keys(found),
         issuers=_issuers(found),
-        regions=regions or (),
+        failure_limit=20 if limit is None else limit,
     )
+
+
+def _sigv4(found: _Found) -> SigV4Settings:
+    settings = found.read(SigV4Settings, found.section("sigv4"), ("sigv4",)) or SigV4Settings()
+    assert isinstance(settings, SigV4Settings)
+    if len(settings.host_aliases) > MAX_HOST_ALIASES:
+        found.problem(("sigv4", "host_aliases"), f"may be {MAX_HOST_ALIASES} at most")
+    return settings
+
+
+def _tokens(found: _Found) -> TokenSettings:
+    values = found.section("tokens")
+    place = ("tokens", "not_before")
+    moment = found.read(float | datetime | date, values.pop("not_before", 0.0), place)
+    settings = found.read(TokenSettings, values, ("tokens",)) or TokenSettings()
+    assert isinstance(settings, TokenSettings)
+    _check_ranges(found, ("tokens",), settings)
+    return replace(settings, not_before=_moment(moment) or 0.0)
+
+
+def _iam(found: _Found) -> IamSettings:
+    settings = found.read(IamSettings, found.section("iam"), ("iam",)) or IamSettings()
+    assert isinstance(settings, IamSettings)
+    if not settings.enabled:
+        return settings
+    for name in ("audience", "accounts", "regions"):
+        if not getattr(settings, name):
+            found.problem(("iam", name), "is required with iam.enabled, and has no default")
+    if not re.fullmatch(r"[\x21-\x7e]{0,255}", settings.audience):
+        found.problem(("iam", "audience"), "must be 1 to 255 visible ASCII characters")
+    for account in settings.accounts:
+        if not re.fullmatch(r"[0-9]{12}", account):
+            found.problem(("iam", "accounts"), "must be account numbers of 12 digits")
+    for region in settings.regions:
+        if not re.fullmatch(r"[a-z0-9-]{1,32}", region):
+            found.problem(("iam", "regions"), "must be names of regions, such as eu-central-1")
+    _check_url(found, ("iam", "sts_endpoint"), settings.sts_endpoint)
+    return settings
+
+
+def _check_url(found: _Found, path: tuple[str, ...], url: str | None) -> None:
+    """That *url* is https, or goes nowhere off this machine."""
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("https", "http") or parts.username or parts.fragment:
+        found.problem(path, "must be a URL such as https://name/path, without user or fragment")
+    elif parts.scheme == "http" and not is_loopback(host):
+        found.problem(path, "must be https, but for loopback")
+
+
+def _cors(found: _Found) -> CorsSettings:
+    settings = found.read(CorsSettings, found.section("cors"), ("cors",)) or CorsSettings()
+    assert isinstance(settings, CorsSettings)
+    _check_ranges(found, ("cors",), settings)
+    for origin in settings.origins:
+        if origin != "*" and not re.fullmatch(r"https?://[a-z0-9.\-\[\]:]+", origin):
+            found.problem(
+                ("cors", "origins"), "must be such as https://app.example.com: no path, lower case"
+            )
+    return settings
 
 
 def _has_problem(found: _Found, prefix: str) -> bool:
@@ -806,8 +998,10 @@ def _check_issuer(found: _Found, path: tuple[str, ...], issuer: IssuerSettings) 
     url = urlsplit(issuer.issuer) if issuer.issuer.startswith("http:") else None
     if url and not is_loopback(url.hostname or ""):
         found.problem((*path, "issuer"), "must be https, but for loopback")
-    if (issuer.secret is None) == (not issuer.public_keys):
-        found.problem(path, "needs public_keys, or secret, and not both")
+    given = [issuer.secret is not None, bool(issuer.public_keys), issuer.jwks_url is not None]
+    if sum(given) != 1:
+        found.problem(path, "needs jwks_url, public_keys or secret, and one of them only")
+    _check_url(found, (*path, "jwks_url"), issuer.jwks_url)
     if issuer.secret is not None and len(issuer.secret.encode()) < MIN_SECRET:
         found.problem((*path, "secret"), f"must have {MIN_SECRET} bytes or more")
     algorithms = set(issuer.algorithms)
@@ -821,8 +1015,8 @@ def _check_issuer(found: _Found, path: tuple[str, ...], issuer: IssuerSettings) 
         found.problem((*path, "algorithms"), "must not mix HS* with algorithms of public keys")
     elif issuer.secret is not None and algorithms & ASYMMETRIC:
         found.problem((*path, "algorithms"), "must be HS256, HS384 or HS512 with a secret")
-    elif issuer.public_keys and algorithms & SYMMETRIC:
-        found.problem((*path, "algorithms"), "must not be HS* with public_keys")
+    elif issuer.secret is None and algorithms & SYMMETRIC:
+        found.problem((*path, "algorithms"), "must not be HS* with public keys")
     for number, file in enumerate(issuer.public_keys):
         where = (*path, "public_keys", str(number))
         if _check_readable(found, where, file) and not _holds_key(file, algorithms & ASYMMETRIC):
@@ -932,6 +1126,10 @@ def _target(found: _Found, path: tuple[str, ...], value: dict[str, Any]) -> Targ
         found.problem((*path, "logins"), f"are required: [targets.{path[-1]}.logins.NAME]")
     for alias, login in target.logins.items():
         _check_login(found, (*path, "logins", alias), login)
+        if login.credential == "rds-iam" and (len(target.hosts) != 1 or target.tls == "disable"):
+            found.problem(
+                (*path, "logins", alias, "credential"), "rds-iam needs TLS and a single host"
+            )
     return target
 
 
@@ -967,8 +1165,22 @@ def _hosts(
 
 
 def _check_login(found: _Found, path: tuple[str, ...], login: LoginSettings) -> None:
-    if not login.user:
-        found.problem((*path, "user"), "must not be empty")
+    if not login.user and login.credential != "secretsmanager":
+        found.problem((*path, "user"), "is required")
+    if login.credential not in ("password", "secretsmanager", "rds-iam"):
+        found.problem((*path, "credential"), "must be password, secretsmanager or rds-iam")
+    elif login.credential != "password" and find_spec("boto3") is None:
+        found.problem((*path, "credential"), "needs boto3: install pgsluice-gateway[aws]")
+    if (login.secret_arn is not None) != (login.credential == "secretsmanager"):
+        found.problem(
+            (*path, "secret_arn"), 'belongs with credential = "secretsmanager", and only there'
+        )
+    if (login.client_cert is None) != (login.client_key is None):
+        missing = "client_cert" if login.client_cert is None else "client_key"
+        found.problem((*path, missing), "is required: client_cert and client_key belong together")
+    for name in ("client_cert", "client_key"):
+        _check_readable(found, (*path, name), getattr(login, name))
+    _check_url(found, (*path, "aws_endpoint"), login.aws_endpoint)
     sources = [
         name
         for name in ("password", "password_file", "password_env")
@@ -976,6 +1188,8 @@ def _check_login(found: _Found, path: tuple[str, ...], login: LoginSettings) -> 
     ]
     if len(sources) > 1:
         found.problem((*path, sources[1]), f"give one of {' and '.join(sources)}")
+    elif sources and login.credential != "password":
+        found.problem((*path, sources[0]), f"has no meaning with credential = {login.credential}")
     _check_readable(found, (*path, "password_file"), login.password_file)
     if login.password_env is not None and login.password_env not in found.environ:
         found.problem((*path, "password_env"), f"names {login.password_env}, which is not set")
@@ -993,6 +1207,7 @@ def _policy(found: _Found, targets: Mapping[str, TargetSettings]) -> tuple[Rule,
         return (Rule(name="holders of a key", issuer="gateway"),)
     rules: list[Rule] = []
     logins = {alias for target in targets.values() for alias in target.logins}
+    roles: dict[str, str] = {}
     for number, value in enumerate(tables):
         path = ("policy", str(number))
         if isinstance(value, Mapping):
@@ -1000,6 +1215,7 @@ def _policy(found: _Found, targets: Mapping[str, TargetSettings]) -> tuple[Rule,
         rule = found.read(Rule, value, path)
         if rule is None:
             continue
+        rule = replace(rule, principals=_principals(found, path, rule.principals, roles))
         rules.append(rule)
         wanted: tuple[str, ...] = (rule.login,) if isinstance(rule.login, str) else ()
         if isinstance(rule.login, ClaimRef):
@@ -1011,4 +1227,35 @@ def _policy(found: _Found, targets: Mapping[str, TargetSettings]) -> tuple[Rule,
             found.problem((*path, "limits", "statement"), "must be more than 0")
         if rule.limits.priority not in ("normal", "batch"):
             found.problem((*path, "limits", "priority"), "must be normal or batch")
+        for name in ("rps", "burst", "concurrency"):
+            if not 0 <= getattr(rule.limits, name) <= 1_000_000:
+                found.problem((*path, "limits", name), "must be from 0 to 1,000,000")
+        if rule.limits.burst and not rule.limits.rps:
+            found.problem((*path, "limits", "burst"), "means nothing without rps")
     return tuple(rules)
+
+
+def _principals(
+    found: _Found, path: tuple[str, ...], patterns: tuple[str, ...], roles: dict[str, str]
+) -> tuple[str, ...]:
+    """*patterns* as AWS will name them: STS leaves out the path of a role.
+
+    Args:
+        roles: What each role was called where it was first named.
+    """
+    named = []
+    for pattern in patterns:
+        if pattern.startswith("arn:") and not is_whole(pattern):
+            found.problem(
+                (*path, "principals"),
+                "must fix account and kind of an ARN before any *: "
+                "arn:aws:iam::123456789012:role/NAME",
+            )
+        short = without_path(pattern)
+        if roles.setdefault(short, pattern) != pattern:
+            found.problem(
+                (*path, "principals"),
+                "names two roles that differ in their path alone; STS does not tell them apart",
+            )
+        named.append(short)
+    return tuple(named)

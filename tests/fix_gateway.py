@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -144,6 +149,127 @@ def running(settings: Settings, database: Database) -> Iterator[Gateway]:
         assert not thread.is_alive()
 
 
+PROCESS_MASTER_KEY = "Zm9yIHRlc3RzIG9ubHksIG5ldmVyIGVsc2V3aGVyZSE="
+_LISTENS = re.compile(r"listens on (\S+?)(?:, admin on (\S+))?\n")
+
+
+class Process:
+    """A gateway as an operator runs it: a process of its own, with signals."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str, admin_url: str) -> None:
+        self.process = process
+        self.url = url
+        self.admin_url = admin_url
+        self._said: list[str] = []
+        # Read all the time: a pipe that is full would stop the gateway.
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._said.append(line)
+
+    @property
+    def said(self) -> str:
+        """What it has said on standard error since it began to listen."""
+        return "".join(self._said)
+
+    @property
+    def port(self) -> int:
+        """The port of `url`."""
+        return int(self.url.rpartition(":")[2])
+
+    def token(self, subject: str = "tester") -> str:
+        """A token that it accepts."""
+        return token_for(PROCESS_MASTER_KEY.encode(), subject=subject, lifetime=3_600)
+
+    @contextmanager
+    def http(self, token: str | None = None) -> Iterator[httpx2.Client]:
+        """An HTTP client with a token."""
+        headers = {"authorization": f"Bearer {token or self.token()}"}
+        with httpx2.Client(base_url=self.url, headers=headers, timeout=60) as client:
+            yield client
+
+    def execute(self, sql: str, **more: Any) -> httpx2.Response:
+        """`POST /execute` on a connection of its own."""
+        with self.http() as client:
+            return client.post("/execute", json={"sql": sql, **more})
+
+    def metric(self, line: str) -> float:
+        """The value of the series that begins with *line*; 0 if there is none."""
+        page = httpx2.get(self.admin_url + "/metrics", timeout=60).text
+        found = [each for each in page.splitlines() if each.startswith(line)]
+        return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def drain(self) -> None:
+        """SIGTERM; returns when it takes no new work."""
+        self.signal(signal.SIGTERM)
+        until(lambda: httpx2.get(self.url + "/readyz").status_code == 503, "it is not draining")
+
+    def end(self) -> int:
+        """Wait for its end; its exit code."""
+        code = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return code
+
+
+@contextmanager
+def process(database: Database, config: Path | None = None, **environ: str) -> Iterator[Process]:
+    """`pgsluice serve` on *database*, or as *config* says, killed at the end.
+
+    Args:
+        environ: Further settings, such as `SERVER__DRAIN_TIMEOUT="1"`.
+    """
+    variables = {
+        "PATH": os.environ["PATH"],
+        "PGSLUICE_AUTH__MASTER_KEY": PROCESS_MASTER_KEY,
+        "PGSLUICE_SERVER__ADMIN_PORT": "0",
+        "PORT": "0",
+        **{f"PGSLUICE_{name}": value for name, value in environ.items()},
+    }
+    if config is None:
+        variables["DATABASE_URL"] = database.app_tcp_dsn + "?sslmode=disable"
+    else:
+        variables["PGSLUICE_CONFIG"] = str(config)
+    popen = subprocess.Popen(
+        [sys.executable, "-m", "gateway", "serve"],
+        cwd=Path(__file__).parents[1],
+        env=variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with popen:
+        try:
+            assert popen.stderr is not None
+            line = popen.stderr.readline()
+            found = _LISTENS.search(line)
+            assert found, line + popen.stderr.read()
+            it = Process(popen, found[1], found[2] or "")
+            try:
+                yield it
+            finally:
+                popen.kill()
+                it.end()
+        finally:
+            popen.kill()
+
+
+def settled(gateway: Gateway) -> None:
+    """Wait until a gateway that has just started has had its look at the database."""
+
+    def known() -> bool:
+        targets = httpx2.get(f"{gateway.url}/readyz").json()["targets"]
+        return all(each["idempotency"] != "unknown" for each in targets.values())
+
+    until(known, "the gateway never looked")
+
+
 @pytest.fixture
 def gateway(database: Database) -> Iterator[Gateway]:
     """A gateway over a fresh database."""
@@ -172,4 +298,4 @@ def shared_gateway(shared_database: Database) -> Iterator[Gateway]:
         yield it
 
 
-__all__ = ["Gateway", "Path", "replace", "running", "settings_for"]
+__all__ = ["Gateway", "Path", "Process", "process", "replace", "running", "settings_for"]

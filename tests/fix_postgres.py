@@ -70,7 +70,7 @@ def postgres_binaries() -> embedded.PostgresBinaries:
 def postgres(postgres_binaries: embedded.PostgresBinaries) -> Iterator[embedded.Embedded]:
     """A server for this test process, on a unix socket and a TCP port, trusting everybody."""
     # Not pytest's own directory: that one is closed to the user that root runs PostgreSQL as.
-    home = Path(tempfile.mkdtemp(prefix="pgsluice-test-", dir=_memory()))
+    home = Path(tempfile.mkdtemp(prefix="pgsluice-test-", dir=memory_folder()))
     home.chmod(0o711)
     try:
         with embedded.start(
@@ -95,7 +95,7 @@ def postgres(postgres_binaries: embedded.PostgresBinaries) -> Iterator[embedded.
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _memory() -> Path | None:
+def memory_folder() -> Path | None:
     """A directory in memory with room for a server, if there is one.
 
     A database is made there in 0.025 s, on the disk of a virtual machine in 0.25 s.

@@ -88,6 +88,7 @@ def test_a_file_says_everything(write: Write) -> None:
             behind_proxy = true
             [auth]
             master_key = "{MASTER_KEY}"
+            [sigv4]
             regions = ["eu-central-1"]
             [auth.keys.{KEY_ID}]
             principal = "orders-fn"
@@ -119,7 +120,7 @@ def test_a_file_says_everything(write: Write) -> None:
     )
     assert settings.log_level == "debug"
     assert settings.server.hosts == ("gw.example.com",)
-    assert settings.auth.regions == ("eu-central-1",)
+    assert settings.sigv4.regions == ("eu-central-1",)
     assert settings.auth.keys[KEY_ID] == tuple(
         StaticKey(KEY_ID, "orders-fn", version, 1_893_456_000.0) for version in (1, 2)
     )
@@ -302,7 +303,7 @@ ISSUER = 'issuer = "https://idp.example"\naudience = "gw"\n'
 @pytest.mark.parametrize(
     ("text", "key", "message"),
     [
-        (f"[[issuers]]\n{ISSUER}", "issuers.0", "needs public_keys, or secret"),
+        (f"[[issuers]]\n{ISSUER}", "issuers.0", "needs jwks_url, public_keys or secret"),
         (f'[[issuers]]\n{ISSUER}secret = "short"', "issuers.0.secret", "32 bytes or more"),
         (
             f'[[issuers]]\n{ISSUER}secret = "{MASTER_KEY}"\nalgorithms = ["HS256", "RS256"]',
@@ -357,7 +358,7 @@ ISSUER = 'issuer = "https://idp.example"\naudience = "gw"\n'
         ),
         ("[targets.a.logins.x]", "targets.a.logins.x.user", "is required"),
         ('[[policy]]\nlogins = "x"', "policy.0.logins", "did you mean login?"),
-        ('[[policy]]\nstatements = "ddl"', "policy.0", "must be 'any' or 'dml'"),
+        ('[[policy]]\nstatements = "ddl"', "policy.0", "must be 'any', 'dml' or 'listed'"),
         ('policy = "all"', "policy", "[[policy]]"),
         ("this is no TOML", "configuration file", "is not TOML"),
     ],
@@ -503,7 +504,9 @@ def test_every_number_has_a_range() -> None:
 
     assert numbers(module.ServerSettings, "server") | numbers(
         module.TargetSettings, "targets"
-    ) | numbers(module.IssuerSettings, "issuers") == set(module._RANGES)
+    ) | numbers(module.IssuerSettings, "issuers") | numbers(
+        module.CorsSettings, "cors"
+    ) | {"tokens.ttl"} == set(module._RANGES)
 
 
 def test_settings_alone_are_what_the_dataclasses_say() -> None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not imported for this
-    from ._protocol import Column, Interval, Json, Result
+    from ._result import Column, Result
+    from ._values import Interval, Json, Multirange, Range
     from .errors import (
         AuthUnavailable,
         CheckViolation,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:  # typing is not imported for this
         Unauthenticated,
         UniqueViolation,
     )
-    from .sync import Client, Transaction, connect
+    from .sync import Client, Stream, Transaction, connect
 
 __version__ = "0.1.0"
 
@@ -78,6 +79,7 @@ __all__ = [
     "Json",
     "KeyInProgress",
     "KeyReused",
+    "Multirange",
     "NotNullViolation",
     "NotOneRow",
     "NotSupportedError",
@@ -86,12 +88,14 @@ __all__ = [
     "ProgrammingError",
     "QueueFull",
     "QueueTimeout",
+    "Range",
     "RateLimited",
     "RequestTooLarge",
     "Result",
     "ResultTooLarge",
     "SerializationFailure",
     "StatementTimeout",
+    "Stream",
     "TokenExpired",
     "Transaction",
     "TransactionFailed",
@@ -103,12 +107,15 @@ __all__ = [
 
 _HOMES = {
     "Client": "sync",
+    "Stream": "sync",
     "Transaction": "sync",
     "connect": "sync",
-    "Column": "_protocol",
-    "Interval": "_protocol",
-    "Json": "_protocol",
-    "Result": "_protocol",
+    "Column": "_result",
+    "Result": "_result",
+    "Interval": "_values",
+    "Json": "_values",
+    "Multirange": "_values",
+    "Range": "_values",
 }
 
 

@@ -16,8 +16,9 @@ from ._protocol import Answer
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Mapping
-    from http.client import HTTPConnection
+    from http.client import HTTPConnection, HTTPResponse
+
+    from ._core import Send
 
 CONNECT_TIMEOUT = 10.0  # seconds
 # The gateway answers at the deadline itself; only if it does not, we stop waiting.
@@ -25,6 +26,7 @@ GRACE = 1.0  # seconds
 # Below the 75 s after which the gateway closes, so that it is not closed while we send.
 MAX_IDLE = 60.0  # seconds
 MAX_KEPT = 16  # connections
+PIECE = 65_536  # bytes of a stream at a time
 
 
 class NoAnswer(Exception):
@@ -76,20 +78,15 @@ class Http:
         self._idle: list[tuple[HTTPConnection, float]] = []
         self._process = os.getpid()
 
-    def post(
-        self, path: str, headers: Mapping[str, str], body: bytes, *, timeout: float | None
-    ) -> Answer:
-        """Send one request and read its answer.
-
-        Args:
-            path: Below the prefix of the origin.
-            timeout: Seconds for all of it, `None` for as long as the gateway is there.
+    def send(self, what: Send) -> Answer:
+        """Send one request and read its answer; of a stream only its head.
 
         Raises:
             NoAnswer: In all other cases; nothing was tried twice.
         """
         from http.client import HTTPException
 
+        timeout = what.timeout
         started = time.monotonic()
         connection = self._kept() or self._connect(timeout)
         sent = False
@@ -100,15 +97,27 @@ class Http:
                 connection.sock.settimeout(max(0.0, left) + GRACE)
             else:
                 connection.sock.settimeout(None)
-            connection.request("POST", self._origin.prefix + path, body, dict(headers))
+            body = what.body
+            connection.request(
+                what.method,
+                self._origin.prefix + what.path,
+                body,
+                dict(what.headers),
+                encode_chunked=not isinstance(body, bytes),
+            )
             sent = True
             response = connection.getresponse()
-            answer = Answer(
-                response.status,
-                {name.lower(): value for name, value in response.getheaders()},
-                response.read(),
-            )
-            keep = not response.will_close
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            if what.stream and 200 <= response.status < 300:
+                return Answer(response.status, headers, Body(self, connection, response))
+            answer = Answer(response.status, headers, response.read())
+        except (BrokenPipeError, ConnectionResetError) as error:
+            # A gateway that refuses a body need not read all of it before it says so.
+            early = None if sent else _early(connection)
+            connection.close()
+            if early is not None:
+                return early
+            raise NoAnswer(_reason(error), sent=sent) from error
         except (OSError, HTTPException) as error:
             connection.close()
             raise NoAnswer(_reason(error), sent=sent) from error
@@ -116,11 +125,15 @@ class Http:
             # An interrupt in between: what is on the connection now is nobody's.
             connection.close()
             raise
-        if keep and len(self._idle) < MAX_KEPT:
+        self.keep(connection, response)
+        return answer
+
+    def keep(self, connection: HTTPConnection, response: HTTPResponse) -> None:
+        """Have *connection* back, whose *response* was read to its end."""
+        if not response.will_close and len(self._idle) < MAX_KEPT:
             self._idle.append((connection, time.time()))
         else:
             connection.close()
-        return answer
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed by nobody but their user."""
@@ -170,6 +183,50 @@ class Http:
             # A CA file of one's own is also the quick way: the system's takes 25 ms to read.
             self._tls = ssl.create_default_context(cafile=self._cafile)
         return self._tls
+
+
+class Body:
+    """An answer's body, piece by piece, on a connection of its own until it ends."""
+
+    def __init__(self, http: Http, connection: HTTPConnection, response: HTTPResponse) -> None:
+        self._http = http
+        self._connection = connection
+        self._response = response
+
+    def read(self) -> bytes:
+        """What has come, at least a byte; nothing at the end. NoAnswer if it broke off."""
+        from http.client import HTTPException
+
+        try:
+            data = self._response.read1(PIECE)
+        except (OSError, HTTPException) as error:
+            self._connection.close()
+            raise NoAnswer(_reason(error), sent=True) from error
+        if not data:
+            self._http.keep(self._connection, self._response)
+        return data
+
+    def close(self) -> None:
+        """Want no more of it: the gateway sees the connection close and stops the statement."""
+        self._response.close()
+        self._connection.close()
+
+
+def _early(connection: HTTPConnection) -> Answer | None:
+    """The refusal that came before all of the request was sent, if there is one."""
+    from http.client import HTTPException, HTTPResponse
+
+    if connection.sock is None:
+        return None
+    try:
+        response = HTTPResponse(connection.sock, method="POST")
+        response.begin()
+        if response.status >= 400:
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, headers, response.read())
+    except (OSError, HTTPException):
+        pass
+    return None
 
 
 def _has_news(sock: socket.socket) -> bool:

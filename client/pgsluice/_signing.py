@@ -33,11 +33,14 @@ def sign(
     secret_key: str,
     region: str,
     now: float,
+    service: str = SERVICE,
+    query: str = "",
 ) -> dict[str, str]:
     """The headers that have to be added to *headers*: `Authorization` and `X-Amz-Date`.
 
     Args:
-        path: As sent, percent-encoded, without a query.
+        path: As sent, percent-encoded, without the query.
+        query: As sent, percent-encoded.
         headers: With `Host` as it will be sent.
         now: Seconds since the epoch.
     """
@@ -57,14 +60,14 @@ def sign(
         [
             method,
             _encoded(path),
-            "",
+            "&".join(sorted(query.split("&"))),
             *(f"{name}:{signed[name]}" for name in sorted(signed)),
             "",
             names,
             hashlib.sha256(body).hexdigest(),
         ]
     )
-    scope = f"{moment[:8]}/{region}/{SERVICE}/aws4_request"
+    scope = f"{moment[:8]}/{region}/{service}/aws4_request"
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     key = b"AWS4" + secret_key.encode()
     for part in scope.split("/"):

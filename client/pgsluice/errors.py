@@ -51,6 +51,8 @@ class Error(Exception):
     """What the gateway's log calls the request."""
     retry_after: float | None = None
     """Seconds to wait before the next try."""
+    key: str | None = None
+    """Idempotency key of the request whose answer was lost."""
 
     def __init__(self, message: str = "", **facts: Any) -> None:
         super().__init__(message)

@@ -43,21 +43,34 @@ def read_document() -> str:
     return _read_document().decode()
 
 
-def target_state(target: Target) -> dict[str, Any]:
-    """A target as `/readyz` shows it."""
+def target_state(target: Target, idempotency: str) -> dict[str, Any]:
+    """A target as `/readyz` shows it.
+
+    Args:
+        idempotency: Where it remembers keys: `database`, `memory` or `unknown` as yet.
+    """
     pools = list(target.pools.values())
     down = [pool for pool in pools if pool.healthy is False]
     weakened = sorted({name for pool in pools for name in pool.connector.weakened})
+    if idempotency == "memory":
+        weakened.append("idempotency: memory")
+    state = "paused" if target.admission.paused else "waiting" if down else "ready"
     return {
-        "state": "waiting" if down else "ready",
+        "state": state,
+        "idempotency": idempotency,
         "connections": target.size,
         "max_connections": target.settings.pool.max_connections,
         "waiting": target.admission.waiting,
-        "weakened": [*weakened, "idempotency: none"],
+        "weakened": weakened,
     }
 
 
-def public(targets: Targets, draining: Callable[[], bool], docs: Callable[[], str]) -> Starlette:
+def public(
+    targets: Targets,
+    draining: Callable[[], bool],
+    docs: Callable[[], str],
+    idempotency: Callable[[Target], str],
+) -> Starlette:
     """What anybody may ask without credentials."""
     document = _read_document()
 
@@ -67,7 +80,10 @@ def public(targets: Targets, draining: Callable[[], bool], docs: Callable[[], st
     async def readyz(request: Request) -> Response:
         state = {
             "status": "draining" if draining() else "ready",
-            "targets": {name: target_state(each) for name, each in targets.by_name.items()},
+            "targets": {
+                name: target_state(each, idempotency(each))
+                for name, each in targets.by_name.items()
+            },
         }
         return Response(
             orjson.dumps(state), 503 if draining() else 200, media_type="application/json"
@@ -89,7 +105,7 @@ def public(targets: Targets, draining: Callable[[], bool], docs: Callable[[], st
     )
 
 
-def admin(render: Callable[[], bytes]) -> Starlette:
+def admin(render: Callable[[], bytes], targets: Targets) -> Starlette:
     """The admin listener."""
 
     async def metrics(request: Request) -> Response:
@@ -98,7 +114,45 @@ def admin(render: Callable[[], bytes]) -> Starlette:
     async def livez(request: Request) -> Response:
         return Response(b'{"status":"alive"}', media_type="application/json")
 
-    return Starlette(routes=[Route("/metrics", metrics), Route("/livez", livez)])
+    async def pause(request: Request) -> Response:
+        target = targets.by_name.get(request.path_params["name"])
+        if target is None:
+            return _told({"error": "there is no target of that name"}, 404)
+        try:
+            patience = float(request.query_params.get("timeout", "30"))
+        except ValueError:
+            return _told({"error": "timeout is a number of seconds"}, 400)
+        quiet = await target.pause(min(max(patience, 0.0), 3600.0))
+        return _told({**_pausing(target), "quiet": quiet}, 200 if quiet else 202)
+
+    async def resume(request: Request) -> Response:
+        target = targets.by_name.get(request.path_params["name"])
+        if target is None:
+            return _told({"error": "there is no target of that name"}, 404)
+        target.resume()
+        return _told(_pausing(target), 200)
+
+    return Starlette(
+        routes=[
+            Route("/metrics", metrics),
+            Route("/livez", livez),
+            Route("/targets/{name}/pause", pause, methods=["POST"]),
+            Route("/targets/{name}/resume", resume, methods=["POST"]),
+        ]
+    )
+
+
+def _pausing(target: Target) -> dict[str, Any]:
+    return {
+        "target": target.name,
+        "state": "paused" if target.admission.paused else "running",
+        "running": target.admission.in_use,
+        "waiting": target.admission.waiting,
+    }
+
+
+def _told(body: dict[str, Any], status: int) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")
 
 
 PUBLIC_PATHS: Iterable[str] = frozenset({"/livez", "/readyz", "/openapi.yaml", "/docs"})

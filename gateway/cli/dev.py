@@ -29,6 +29,7 @@ from typing import NoReturn
 
 import click
 
+from ..core import gw_schema
 from ..core.keys import (
     KEY_ID_RANDOM_BYTES,
     MASTER_KEY_BYTES,
@@ -104,6 +105,8 @@ def development(
             if sample.load(server, DATABASE):
                 click.echo(f"Loaded the sample: {sample.SALES:,} sales in database {DATABASE}")
             server.sql(f"alter role {sample.APP_ROLE} password '{password}'")
+            ledger = gw_schema.install(["ledger"], [sample.APP_ROLE])
+            server.sql(f"set client_min_messages = warning;\n{ledger}", database=DATABASE)
             settings = _settings(server, master, password, port, admin_port)
             environment = _environment(server, settings, password)
             env_file = (env_file or data / "env").absolute()

@@ -9,6 +9,12 @@ from pathlib import Path
 import click
 
 from .. import __version__
+from .credentials import credentials
+from .keys import keys
+from .policy import policy
+from .query import copy, query
+from .sql import sql
+from .whoami import whoami
 
 _CONFIG = click.option(
     "--config",
@@ -55,7 +61,7 @@ def serve(file: Path | None) -> None:
         admin = f", admin on {bound.admin_url}" if bound.admin_url else ""
         click.echo(f"pgsluice {__version__} listens on {bound.url}{admin}", err=True)
 
-    sys.exit(server.run(settings, ready=announce))
+    sys.exit(server.run(settings, ready=announce, read=lambda: load(file, os.environ)))
 
 
 @main.command()
@@ -86,35 +92,52 @@ def dev(port: int, admin_port: int, data: Path) -> None:
 @click.option("--ttl", default="15m", show_default=True, help="900, 15m or 12h; 24h at most.")
 def token(file: Path | None, subject: str, ttl: str) -> None:
     """Print a bearer token, signed with the master key."""
+    from .keys import master_key
     from .token import read_lifetime, token_for
 
     lifetime = read_lifetime(ttl)
     if not 0 < len(subject) <= 255:
         raise click.BadParameter("must have 1 to 255 characters", param_hint="--subject")
-    click.echo(token_for(_master_key(file), subject=subject, lifetime=lifetime))
+    click.echo(token_for(master_key(file), subject=subject, lifetime=lifetime))
 
 
-@main.group()
-def keys() -> None:
-    """Access keys, for clients that sign as for AWS."""
+for _command in (sql, keys, policy, credentials, whoami, query, copy):
+    main.add_command(_command)
 
 
-@keys.command()
-@_CONFIG
-@click.option("--principal", required=True, help="Whom the key speaks for.")
-def new(file: Path | None, principal: str) -> None:
-    """Make an access key and print it, with the lines to configure."""
-    from .token import new_key
-
-    if not principal.strip() or not principal.isprintable():
-        raise click.BadParameter("must be a name", param_hint="--principal")
-    click.echo(new_key(_master_key(file), principal, config=file), nl=False)
+_ADMIN = click.option(
+    "--admin",
+    envvar="ADMIN_URL",
+    default="http://127.0.0.1:9090",
+    show_default=True,
+    help="The admin listener; ADMIN_URL if not given.",
+)
 
 
-def _master_key(file: Path | None) -> bytes:
-    from ..settings import ConfigurationError, load_master_key
+@main.command()
+@click.argument("target")
+@click.option(
+    "--timeout", default=30.0, show_default=True, help="Seconds for what runs to come to its end."
+)
+@_ADMIN
+def pause(target: str, timeout: float, admin: str) -> None:
+    """Hold the queue of TARGET: what runs may end, what comes waits.
 
-    try:
-        return load_master_key(file, os.environ)
-    except ConfigurationError as error:
-        raise click.ClickException("\n".join(map(str, error.problems))) from error
+    When it returns no connection to the database is open, so that it can be restarted or
+    upgraded. Exit code 1: something still ran after the timeout; the queue is held all the same.
+    """
+    from .pausing import ask
+
+    told = ask(admin, target, "pause", timeout)
+    click.echo(told.line)
+    sys.exit(0 if told.quiet else 1)
+
+
+@main.command()
+@click.argument("target")
+@_ADMIN
+def resume(target: str, admin: str) -> None:
+    """Let in what waits for TARGET."""
+    from .pausing import ask
+
+    click.echo(ask(admin, target, "resume", 30.0).line)

@@ -1,21 +1,14 @@
-"""Tokens and access keys for callers, made from the master key alone: no server is asked."""
+"""Tokens for callers, made from the master key alone: no server is asked."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from pathlib import Path
 
 import click
 
 from ..core.bearer import GATEWAY_AUDIENCE, GATEWAY_ISSUER, make_token
-from ..core.keys import (
-    KEY_ID_RANDOM_BYTES,
-    derive_secret,
-    new_key_id,
-    token_key,
-    token_key_id,
-)
+from ..core.keys import token_key, token_key_id
 
 MAX_LIFETIME = 86_400
 """Seconds. A longer life is refused when the token comes back."""
@@ -52,26 +45,3 @@ def token_for(master_key: bytes, *, subject: str, lifetime: int, now: float | No
         ttl=lifetime,
         claims={"jti": secrets.token_urlsafe(12)},
     )
-
-
-def new_key(master_key: bytes, principal: str, *, config: Path | None) -> str:
-    """What to tell the operator about a new access key for *principal*."""
-    key_id = new_key_id(secrets.token_bytes(KEY_ID_RANDOM_BYTES))
-    secret = derive_secret(master_key, key_id, 1)
-    where = "the configuration file" if config is None else str(config)
-    return f"""\
-AWS_ACCESS_KEY_ID={key_id}
-AWS_SECRET_ACCESS_KEY={secret}
-
-The secret is shown this once. Add to {where} and start the gateway again:
-
-[auth.keys.{key_id}]
-principal = {_toml(principal)}
-
-or, without a file, set PGSLUICE_AUTH__KEYS__{key_id}__PRINCIPAL={principal}
-"""
-
-
-def _toml(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'

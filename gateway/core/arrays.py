@@ -12,6 +12,7 @@ Output Syntax".
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -107,4 +108,33 @@ def write_array(items: list[Any], delimiter: str = ",") -> str:
         else:
             text = str(item).replace("\\", "\\\\").replace('"', '\\"')
             parts.append(f'"{text}"')
+    return "{" + delimiter.join(parts) + "}"
+
+
+_NEEDS_QUOTES = re.compile(r'[{}"\\ \t\n\r\v\f]')
+
+
+def array_text(items: list[Any], convert: Callable[[Any], str], delimiter: str = ",") -> str:
+    r"""An array as PostgreSQL itself prints it; *convert* gives the text of an element.
+
+    >>> array_text(["a", "", None, "null", ["b c"]], str)
+    '{a,"",NULL,"null",{"b c"}}'
+    """
+    parts = []
+    for item in items:
+        if item is None:
+            parts.append("NULL")
+        elif isinstance(item, list):
+            parts.append(array_text(item, convert, delimiter))
+        else:
+            text = convert(item)
+            if (
+                not text
+                or delimiter in text
+                or _NEEDS_QUOTES.search(text) is not None
+                or text.upper() == "NULL"
+            ):
+                text = text.replace("\\", "\\\\").replace('"', '\\"')
+                text = f'"{text}"'
+            parts.append(text)
     return "{" + delimiter.join(parts) + "}"

@@ -30,6 +30,8 @@ from .errors import TokenExpired, Unauthenticated
 from .model import Json, Principal
 
 GATEWAY_AUDIENCE = "gw/bearer"
+SIGNING_AUDIENCE = "gw/sigv4"
+"""Of session tokens: good beside a signature by their key, never alone."""
 GATEWAY_ISSUER = "gateway"
 GATEWAY_TYPE = "gwt+jwt"
 
@@ -42,6 +44,9 @@ MAX_TOKEN = 8192  # bytes
 MAX_HEADER = 2048  # bytes of JSON
 MAX_KEY_ID = 128
 MAX_SUBJECT = 255
+MAX_JWKS = 65_536  # bytes
+MAX_JWKS_KEYS = 50
+MIN_RSA = 2048  # bits, RFC 7518 section 3.3
 
 _JWT = jwt.PyJWT(options={"enforce_minimum_key_length": True})
 # Without padding and without blanks: one spelling of a token only.
@@ -60,7 +65,8 @@ class Issuer:
     keys: Mapping[str | None, Any] = field(repr=False)
     """By `kid`; the one under `None` is for tokens whose `kid` is absent or not listed.
 
-    Bytes for HS*, else what `public_key` gives (PEM text works and is parsed each time).
+    Bytes for HS*, else what `public_key` or `read_jwks` gives (PEM text works and is parsed
+    each time). It may change while the issuer is in use.
     """
     kind: str = "jwt"
     """`jwt`, or `gateway` for the gateway's own: there `sub` alone is the subject."""
@@ -92,6 +98,23 @@ class Issuer:
                     raise ValueError(f"a secret of {self.issuer} needs {MIN_SECRET} bytes or more")
 
 
+class PublicKey(NamedTuple):
+    """One key of a JWK set."""
+
+    key: Any
+    algorithm: str | None
+    """The only algorithm it is for, if the set names one."""
+
+
+class UnknownKey(Unauthenticated):
+    """The token is signed with a key of its issuer that is not known here (yet)."""
+
+    def __init__(self, issuer: str, key_id: str | None) -> None:
+        super().__init__(reason="unknown key id")
+        self.issuer = issuer
+        self.key_id = key_id
+
+
 class Unverified(NamedTuple):
     """What a token says of itself: good for choosing a key, for nothing else."""
 
@@ -105,6 +128,7 @@ def gateway_issuer(
     name: str,
     keys: Mapping[str, bytes],
     *,
+    audience: str = GATEWAY_AUDIENCE,
     max_age: float = 86_400.0,
     not_before: float = 0.0,
     denied_subjects: frozenset[str] = frozenset(),
@@ -112,7 +136,7 @@ def gateway_issuer(
     """The gateway as an issuer named *name*, with its token keys by `kid`."""
     return Issuer(
         issuer=name,
-        audience=GATEWAY_AUDIENCE,
+        audience=audience,
         algorithms=("HS256",),
         keys=dict[str | None, Any](keys.items()),
         kind="gateway",
@@ -136,6 +160,49 @@ def public_key(algorithm: str, pem: str | bytes) -> Any:
         return jwt.get_algorithm_by_name(algorithm).prepare_key(pem)
     except Exception as error:
         raise ValueError(f"not a public key for {algorithm}") from error
+
+
+def read_jwks(document: bytes) -> dict[str | None, PublicKey]:
+    """The public keys of a JWK set by their `kid`; what cannot be used is left out.
+
+    Left out are keys for encryption, shared secrets, private keys, RSA keys of less than
+    2048 bits, and whatever PyJWT cannot read. Of two keys with one `kid` the first counts.
+
+    Raises:
+        ValueError: It is no JWK set, or too large.
+
+    Source: RFC 7517.
+    """
+    if len(document) > MAX_JWKS:
+        raise ValueError(f"larger than {MAX_JWKS} bytes")
+    parsed = orjson.loads(document)
+    listed = parsed.get("keys") if isinstance(parsed, dict) else None
+    if not isinstance(listed, list):
+        raise ValueError("holds no list of keys")
+    if len(listed) > MAX_JWKS_KEYS:
+        raise ValueError(f"holds more than {MAX_JWKS_KEYS} keys")
+    keys: dict[str | None, PublicKey] = {}
+    for each in listed:
+        if not isinstance(each, dict) or each.get("use", "sig") != "sig":
+            continue
+        key_id, algorithm = each.get("kid"), each.get("alg")
+        if each.get("kty") not in ("RSA", "EC", "OKP") or "d" in each:
+            continue
+        if key_id is not None and not (isinstance(key_id, str) and len(key_id) <= MAX_KEY_ID):
+            continue
+        if key_id in keys:
+            continue
+        if algorithm is not None and not (isinstance(algorithm, str) and algorithm in ASYMMETRIC):
+            continue
+        try:
+            key = jwt.PyJWK.from_dict(each).key
+        # Odd members end in every kind of error.
+        except Exception:  # noqa: BLE001
+            continue
+        if each["kty"] == "RSA" and key.key_size < MIN_RSA:
+            continue
+        keys[key_id] = PublicKey(key, algorithm)
+    return keys
 
 
 def make_token(
@@ -199,7 +266,11 @@ def verify(token: str | bytes, issuers: Mapping[str, Issuer], *, now: float) -> 
     if key is None:
         key = issuer.keys.get(None)
     if key is None:
-        raise Unauthenticated(reason="unknown key id")
+        raise UnknownKey(said.issuer, said.key_id)
+    if isinstance(key, PublicKey):
+        if key.algorithm not in (None, said.algorithm):
+            raise Unauthenticated(reason="the key is for another algorithm")
+        key = key.key
     try:
         claims = _JWT.decode(
             token,
@@ -229,7 +300,7 @@ def verify(token: str | bytes, issuers: Mapping[str, Issuer], *, now: float) -> 
     if subject in issuer.denied_subjects:
         raise Unauthenticated(reason="subject is denied")
     if issuer.kind == "gateway":
-        return Principal(kind="gateway", subject=subject, claims=claims, expires_at=expires_at)
+        return _of_the_gateway(subject, claims, expires_at)
     return Principal(
         kind=issuer.kind,
         subject=f"{issuer.issuer}|{subject}",
@@ -238,6 +309,22 @@ def verify(token: str | bytes, issuers: Mapping[str, Issuer], *, now: float) -> 
         expires_at=expires_at,
         key_id=said.key_id,
     )
+
+
+def _of_the_gateway(subject: str, claims: Mapping[str, Json], expires_at: float) -> Principal:
+    account = claims.get("acct")
+    if claims.get("auth") == "iam" and isinstance(account, str):
+        session = claims.get("sid")
+        return Principal(
+            kind="iam",
+            subject=subject,
+            # Whose word it is: no rule for the gateway's own subjects means a role by accident.
+            issuer=f"sts:{account}",
+            session=session if isinstance(session, str) else None,
+            claims=claims,
+            expires_at=expires_at,
+        )
+    return Principal(kind="gateway", subject=subject, claims=claims, expires_at=expires_at)
 
 
 def _check_times(claims: Mapping[str, Json], issuer: Issuer, now: float) -> float:

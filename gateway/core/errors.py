@@ -8,7 +8,10 @@ or host name.
 from __future__ import annotations
 
 from enum import Enum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from .model import OpenTransaction
 
 
 class Fault(Enum):
@@ -62,6 +65,8 @@ class GatewayError(Exception):
         """Index of the failing statement in a batch."""
         self.field: str | None = None
         """The member of the request that is at fault."""
+        self.transaction: OpenTransaction | None = None
+        """The one it happened in, if that is still open."""
 
 
 class Internal(GatewayError):
@@ -207,6 +212,30 @@ class ResultTooLarge(GatewayError):
     fault = Fault.CALLER
 
 
+class AwsCannot(GatewayError):
+    """AWS could not return this result, and the target is to behave like AWS."""
+
+    code = "unsupported_result"
+    status = 400
+    fault = Fault.CALLER
+
+    def __init__(self, message: str, *, aws_name: str = "UnsupportedResultException") -> None:
+        super().__init__(message)
+        self.aws_name = aws_name
+        """The exception that AWS answers with."""
+
+
+class TransactionBusy(GatewayError):
+    """AWS would not let the call wait for its turn in the transaction."""
+
+    code = "transaction_busy"
+    status = 400
+    fault = Fault.CALLER
+
+    def __init__(self) -> None:
+        super().__init__("Transaction is still running a query")
+
+
 class OutcomeUnknown(GatewayError):
     """The connection was lost while the statement may have taken effect."""
 
@@ -216,6 +245,59 @@ class OutcomeUnknown(GatewayError):
     retry = Retry.UNKNOWN
     outcome = Outcome.UNKNOWN
     sqlstate = "08007"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.key: str | None = None
+        """The caller's idempotency key, by which it can be asked for later."""
+
+
+class KeyInProgress(GatewayError):
+    """A request with the same idempotency key still runs."""
+
+    code = "key_in_progress"
+    status = 409
+    fault = Fault.CALLER
+    retry = Retry.SAFE
+    outcome = Outcome.UNKNOWN
+    sqlstate = "55P03"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a request with the same idempotency key is still running",
+            hint="send it again with the same key to get its answer",
+            retry_after=1.0,
+        )
+
+
+class KeyReused(GatewayError):
+    """The idempotency key was used before, for another request."""
+
+    code = "key_reused"
+    status = 422
+    fault = Fault.CALLER
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this idempotency key was used for another request",
+            hint="make a new key for each operation, and send it again only with the same body",
+        )
+
+
+class ResultNotKept(GatewayError):
+    """The request took effect when it came first; its answer was too large to be kept."""
+
+    code = "result_not_kept"
+    status = 409
+    fault = Fault.CALLER
+    outcome = Outcome.COMMITTED
+    sqlstate = "GW409"
+
+    def __init__(self, when: str) -> None:
+        super().__init__(
+            f"this request took effect at {when}; its answer was too large to be kept",
+            hint="read what it has written",
+        )
 
 
 class Unauthenticated(GatewayError):
@@ -293,6 +375,54 @@ class AuthUnavailable(GatewayError):
     fault = Fault.CAPACITY
     retry = Retry.SAFE
 
+    def __init__(
+        self,
+        message: str = "Authentication service is unavailable",
+        *,
+        retry_after: float = 1.0,
+        reason: str = "",
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.reason = reason
+
+
+class SecretUnavailable(GatewayError):
+    """The secret of the login cannot be read now; `reason` is for the log."""
+
+    code = "secret_unavailable"
+    status = 503
+    fault = Fault.GATEWAY
+    retry = Retry.SAFE
+
+    def __init__(
+        self,
+        message: str = "the secret of this login cannot be read",
+        *,
+        reason: str = "",
+        retry_after: float = 1.0,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.reason = reason
+
+
+class SecretInvalid(GatewayError):
+    """The secret of the login holds no user name and password; `reason` is for the log."""
+
+    code = "secret_invalid"
+    status = 503
+    fault = Fault.GATEWAY
+    retry = Retry.SAFE
+
+    def __init__(
+        self,
+        message: str = "the secret of this login cannot be used",
+        *,
+        reason: str = "",
+        retry_after: float = 5.0,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.reason = reason
+
 
 class NotFound(GatewayError):
     """There is nothing of that name."""
@@ -358,6 +488,20 @@ class QueueFull(GatewayError):
         )
 
 
+class RateLimited(GatewayError):
+    """The principal, or a source of failed logins, asks more often than it may."""
+
+    code = "rate_limited"
+    status = 429
+    fault = Fault.CAPACITY
+    retry = Retry.SAFE
+
+    def __init__(
+        self, message: str = "Rate exceeded", *, hint: str | None = None, retry_after: float = 1.0
+    ) -> None:
+        super().__init__(message, hint=hint, retry_after=retry_after)
+
+
 class QueueTimeout(GatewayError):
     """No connection came free before the deadline."""
 
@@ -366,12 +510,37 @@ class QueueTimeout(GatewayError):
     fault = Fault.CAPACITY
     retry = Retry.SAFE
 
-    def __init__(self, *, waited: float, retry_after: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        waited: float,
+        retry_after: float = 1.0,
+        left: float | None = None,
+        expected: float | None = None,
+    ) -> None:
+        """Say what was waited for in vain.
+
+        Args:
+            waited: Seconds in the queue.
+            left: Given if it was refused before it waited: seconds up to its deadline.
+            expected: What it would have waited at the present pace, if that is known.
+        """
+        if left is None:
+            message = f"no database connection came free within {waited:.1f} s"
+        elif expected is None:
+            message = "refused at once: its deadline had passed, and no connection was free"
+        else:
+            message = (
+                f"refused at once: a connection is expected to come free in {expected:.1f} s, "
+                f"and its deadline is in {left:.1f} s"
+            )
         super().__init__(
-            f"no database connection came free within {waited:.1f} s",
+            message,
             hint="the target is busy; retry later, or raise max_connections",
             retry_after=retry_after,
         )
+        self.early = left is not None
+        """Whether it never waited."""
 
 
 class DatabaseUnavailable(GatewayError):

@@ -297,6 +297,14 @@ class FairQueue:
         self._cap = self._share_of(places)
         return self._hand_out(now)
 
+    def configure(self, *, max_waiting: int, share: float) -> None:
+        """Change the limits of a tenant; those who wait already go on waiting."""
+        if max_waiting < 0 or not 0.0 < share <= 1.0:
+            raise ValueError("max_waiting or share is out of range")
+        self.max_waiting = max_waiting
+        self._share = share
+        self._cap = self._share_of(self.places)
+
     # -- what is so --------------------------------------------------------------------
 
     @property
@@ -359,8 +367,7 @@ class FairQueue:
     def _stop_waiting(self, ticket: Ticket, state: State) -> None:
         """Count *ticket* out. It stays in its line, marked, until it is reached."""
         line = ticket._line
-        if line is None:  # pragma: no cover - a waiting ticket stands in a line
-            raise AssertionError("a waiting ticket stands in a line")
+        assert line is not None, "a waiting ticket stands in a line"
         ticket.state = state
         tenant = ticket._tenant
         tenant.waiting -= 1
@@ -453,14 +460,19 @@ class FairQueue:
 
     def _refuse_if_hopeless(self, tenant: _Tenant, remaining: float) -> None:
         if remaining <= 0.0:
-            raise QueueTimeout(waited=0.0, retry_after=self._retry_after(tenant))
+            raise QueueTimeout(waited=0.0, retry_after=self._retry_after(tenant), left=remaining)
         if self.waiting < 4 * self.places:
             return
         # Twice, because the estimate is from the past: a wait in vain costs the caller
         # its time, but a refusal in error costs it its answer.
         estimate = self._estimate(tenant, tenant.waiting + 1)
         if estimate is not None and estimate > 2.0 * remaining:
-            raise QueueTimeout(waited=0.0, retry_after=self._retry_after(tenant))
+            raise QueueTimeout(
+                waited=0.0,
+                retry_after=self._retry_after(tenant),
+                left=remaining,
+                expected=estimate,
+            )
 
     def _retry_after(self, tenant: _Tenant) -> float:
         """Seconds until half of the tenant's line is gone; a second if the pace is unknown."""

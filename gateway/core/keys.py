@@ -10,8 +10,8 @@ version still works.
     >>> derive_secret(bytes(32), "GWAKEXAMPLE", 2)[:12]
     'DDRsmdhDdfEM'
 
-Ids begin with GWAK so that one that leaks into a log or a repository is found
-by a search. They are not secret; secrets are.
+Ids begin with GWAK, those of temporary keys with GWTA, so that one that leaks into a
+log or a repository is found by a search. They are not secret; secrets are.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 MASTER_KEY_BYTES = 32
 KEY_ID_RANDOM_BYTES = 10
+TEMPORARY_PREFIX = "GWTA"
 
 
 class StaticKey(NamedTuple):
@@ -52,6 +53,27 @@ def new_key_id(random: bytes) -> str:
     if len(random) != KEY_ID_RANDOM_BYTES:
         raise ValueError(f"a key id is made of {KEY_ID_RANDOM_BYTES} random bytes")
     return "GWAK" + b32encode(random).decode()
+
+
+def new_temporary_key_id(random: bytes) -> str:
+    """The id of a temporary key from 10 random bytes.
+
+    >>> new_temporary_key_id(bytes(10))
+    'GWTAAAAAAAAAAAAAAAAA'
+    """
+    if len(random) != KEY_ID_RANDOM_BYTES:
+        raise ValueError(f"a key id is made of {KEY_ID_RANDOM_BYTES} random bytes")
+    return TEMPORARY_PREFIX + b32encode(random).decode()
+
+
+def derive_temporary_secret(master: bytes, key_id: str, token_id: str) -> str:
+    """The secret of the temporary key *key_id*, whose session token has the id *token_id*.
+
+    Every node derives it from the token that comes with a request, so nothing is stored,
+    and the token alone, which travels, lets nobody sign.
+    """
+    secrets = hmac.digest(master, b"gw/sk-temp/v1", "sha256")
+    return _text(hmac.digest(secrets, f"{key_id}\n{token_id}".encode(), "sha256"))
 
 
 def token_key(master: bytes) -> bytes:

@@ -9,10 +9,12 @@ them; the engine and the drivers speak nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
+
+from .idempotency import Keyed
 
 Json = Any
 """A value as `orjson.loads` gives it."""
@@ -43,6 +45,9 @@ class Statement(NamedTuple):
     # NamedTuple, not a frozen dataclass: made for every request, 0.25 µs against 0.58 µs.
     sql: str
     parameters: Parameters = None
+    strict: bool = False
+    """Values keep the types they are given with, each occurrence of a name is bound by
+    itself, and nothing is inferred: as AWS binds named parameters."""
 
 
 class Kind(Enum):
@@ -141,8 +146,20 @@ class Limits:
     """Seconds one statement may take, queue included."""
     response_bytes: int = 16 * 1024 * 1024
     """Bytes of a result that must be held in memory, such as RETURNING of a write."""
+    rows: int = 0
+    """Rows of one result, the rest is left out and the answer says so; 0 is any number."""
+    stream: float = 3_600.0
+    """Seconds one stream may take, from its first rows on."""
+    stream_bytes: int = 0
+    """Bytes of one streamed result, as PostgreSQL sends them; 0 is any number."""
     priority: str = "normal"
-    """`normal` or `batch`."""
+    """`normal` or `batch`: what is batch waits while others want a turn."""
+    rps: float = 0.0
+    """Requests one principal may send each second; 0 is any number."""
+    burst: float = 0.0
+    """Requests at once on top of a pause; 0 is as many as in one second."""
+    concurrency: int = 0
+    """Statements and transactions of one tenant under way at once; 0 is any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +173,14 @@ class Grant:
     tenant: str = ""
     """Who is charged for a turn in the queue."""
     statements: str = "any"
-    """`any` or `dml`."""
+    """`any`, `dml` or `listed`."""
     limits: Limits = field(default_factory=Limits)
+    listed: frozenset[str] = frozenset()
+    """With `listed`: SHA-256 of each text that may run, in hex."""
+    tables: tuple[str, ...] = ()
+    """Tables that statements may name, if any are listed."""
+    verbs: tuple[str, ...] = ()
+    """What statements may do, if anything is listed."""
 
 
 class Ask(NamedTuple):
@@ -182,8 +205,6 @@ class Execute(NamedTuple):
     max_rows: int | None = None
     schema: str | None = None
     """A search_path for this statement alone."""
-    key: str | None = None
-    """The caller's idempotency key."""
 
 
 class ExecuteBatch(NamedTuple):
@@ -195,7 +216,6 @@ class ExecuteBatch(NamedTuple):
     timeout: float | None = None
     mode: TransactionMode = TransactionMode()
     schema: str | None = None
-    key: str | None = None
 
 
 class ExecuteMany(NamedTuple):
@@ -210,7 +230,8 @@ class ExecuteMany(NamedTuple):
     schema: str | None = None
     counts: bool = True
     """Whether the caller wants the row count of each set; without, they are pipelined."""
-    key: str | None = None
+    strict: bool = False
+    """As in `Statement`."""
 
 
 class Begin(NamedTuple):
@@ -229,7 +250,6 @@ class End(NamedTuple):
     transaction: str
     commit: bool
     ask: Ask = Ask()
-    key: str | None = None
 
 
 class OpenTransaction(NamedTuple):
@@ -239,6 +259,9 @@ class OpenTransaction(NamedTuple):
     expires_at: float
     """Seconds since the epoch: when it is rolled back if nobody calls."""
     idle_timeout: float
+    """Seconds that may pass between two calls."""
+    ends_at: float
+    """Seconds since the epoch: when it is rolled back whatever happens."""
 
 
 @dataclass(slots=True)
@@ -252,9 +275,36 @@ class Call:
     """Event-loop time at which the request was complete."""
     committing: bool = False
     """COMMIT is on its way: nothing may interrupt the call now."""
+    continues: bool = False
+    """Its statement may go on after its caller was told of a timeout."""
+    backend: int | None = None
+    """Process id of the backend that works for it, once there is one."""
+    vet: Callable[[Any, Result], None] | None = None
+    """Sees the connection and the result of a write before it is committed; what it raises
+    undoes the write."""
     cancelled: bool = False
-    """Its principal asked for its end."""
+    """Somebody asked for its end."""
+    cancel_reason: str = "request"
+    """Who it was: its principal by a request, or `drain`."""
+    in_doubt: bool = False
+    """What runs may take effect in part even if it is stopped."""
+    target: str | None = None
+    """Whose connection it was given."""
+    started: float = 0.0
+    """Event-loop time at which it had its connection."""
     queued: float = 0.0
     """Seconds spent waiting for a turn and a connection."""
+    connecting: float = 0.0
+    """Seconds spent waiting for a connection once it had its turn."""
     running: float = 0.0
     """Seconds spent in the database."""
+    done: float = 0.0
+    """Time of a finer clock, `perf_counter`, at which the answer could be written."""
+    form: str = ""
+    """What rows are wanted as, where PostgreSQL itself can help: `csv`, `arrow`, or nothing."""
+    keyed: Keyed | None = None
+    """The caller's idempotency key, if it sent one."""
+    idempotency: str | None = None
+    """What the key was worth: `database`, `memory` or `none`."""
+    replayed: bool = False
+    """The answer is that of an earlier request with the same key."""

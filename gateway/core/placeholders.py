@@ -69,10 +69,13 @@ def rewrite(
     names: Collection[str],
     casts: Mapping[str, str] | None = None,
     toks: Sequence[Token] | None = None,
+    *,
+    strict: bool = False,
 ) -> Rewritten:
     """Replace each `:name` in code by its `$n`, or by `($n::type)` for a name in *casts*.
 
-    *names* are those a value was supplied for; with none, the text is left as it is.
+    *names* are those a value was supplied for; with none, the text is left as it is. If
+    *strict*, every occurrence has a number of its own, and slices are not understood.
     `InvalidParameter` if a name has no value, or if the text mixes `$1` with names.
     """
     if not names or (":" not in sql and "$" not in sql):
@@ -80,6 +83,7 @@ def rewrite(
     supplied = frozenset(names)
     written = {name: _cast("", kind)[1:] for name, kind in casts.items()} if casts else {}
     numbers: dict[str, int] = {}
+    order: list[str] = []
     replaced: list[tuple[int, int, str]] = []
     brackets: list[str] = []
     before: Token | None = None
@@ -88,7 +92,7 @@ def rewrite(
         kind, start, end = token
         if kind is _PUNCT:
             char = sql[start]
-            if char == "[" or char == "(":
+            if (char == "[" or char == "(") and not strict:
                 brackets.append(_opened(sql, char, before, earlier))
             elif (char == "]" or char == ")") and brackets:
                 brackets.pop()
@@ -99,7 +103,9 @@ def rewrite(
                 if inside != "[" and not (inside == "{" and _is_operand(sql, before)):
                     raise InvalidParameter(f"Cannot find parameter: {name}", field="parameters")
             elif not (inside and name.isdigit() and _is_operand(sql, before)):
-                number = numbers.setdefault(name, len(numbers) + 1)
+                number = len(order) + 1 if strict else numbers.setdefault(name, len(order) + 1)
+                if number > len(order):
+                    order.append(name)
                 text = f"(${number}{written[name]}" if name in written else f"${number}"
                 # "limit:n" must not become the identifier "limit$1".
                 if before is not None and before.end == start and _glues(sql[start - 1]):
@@ -114,7 +120,7 @@ def rewrite(
         earlier, before = before, token
     if not replaced:
         return Rewritten(sql)
-    return _replace(sql, tuple(numbers), replaced)
+    return _replace(sql, tuple(order), replaced)
 
 
 def cast_positional(

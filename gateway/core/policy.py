@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import NamedTuple
 
 from .errors import Forbidden
@@ -27,6 +28,11 @@ TENANT = r"[A-Za-z0-9_.:@|/-]{1,128}"
 """What a tenant's name from a claim must look like if the rule has no pattern of its own."""
 
 MAX_CLAIM = 255  # characters of a claim that fills a grant
+
+VERBS = frozenset({"select", "insert", "update", "delete", "merge"})
+"""What a statement can do to a table, as far as a rule can tell them apart."""
+
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 ClaimPattern = str | bool | int | tuple[str, ...]
 """A string (`*` at its end stands for anything), several of them, or an exact bool or number."""
@@ -78,14 +84,41 @@ class Rule:
     tenant: str | ClaimRef | None = None
     """Who is charged for a turn in the queue; `None` is the principal."""
     statements: str = "any"
-    """`any` or `dml`."""
+    """`any`, `dml`, or `listed`: only the very texts in `listed`."""
+    listed: frozenset[str] = frozenset()
+    """Statements that may run, each as its text or as the SHA-256 of it in hex."""
+    tables: tuple[str, ...] = ()
+    """Tables that statements may name: `orders`, `app.orders`, `app.*`; all if empty. It
+    keeps honest callers to their tables; what a login may not see is for its rights to say."""
+    verbs: tuple[str, ...] = ()
+    """Some of `select`, `insert`, `update`, `delete`, `merge`; all if empty. As `tables`."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if isinstance(self.login, ClaimRef) and not self.login.allowed:
             raise ValueError(f"rule {self.name}: a login from a claim needs its allowed values")
-        if self.statements not in ("any", "dml"):
-            raise ValueError(f"rule {self.name}: statements must be 'any' or 'dml'")
+        if self.statements not in ("any", "dml", "listed"):
+            raise ValueError(f"rule {self.name}: statements must be 'any', 'dml' or 'listed'")
+        if (self.statements == "listed") != bool(self.listed):
+            raise ValueError(f"rule {self.name}: statements = 'listed' and a list belong together")
+        unknown = set(self.verbs) - VERBS
+        if unknown:
+            raise ValueError(f"rule {self.name}: verbs must be some of {', '.join(sorted(VERBS))}")
+        # Frozen, and this is still its making.
+        object.__setattr__(self, "listed", frozenset(map(_text_hash, self.listed)))
+
+
+def _text_hash(listed: str) -> str:
+    return listed if _HASH.fullmatch(listed) else text_hash(listed)
+
+
+def text_hash(sql: str) -> str:
+    """What a listed statement is known by: SHA-256 of its exact text, in hex.
+
+    >>> text_hash("select 1")[:16]
+    '822ae07d4783158b'
+    """
+    return sha256(sql.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class TargetNames(NamedTuple):
@@ -139,6 +172,11 @@ def authorise(
     return grants[0]
 
 
+def has_rule(principal: Principal, rules: Sequence[Rule]) -> bool:
+    """Whether any rule means *principal*, whatever it may then do."""
+    return any(_is_meant(rule, principal) for rule in rules)
+
+
 def find_target(asked: str, targets: Mapping[str, TargetNames]) -> TargetNames | None:
     """The target named *asked*, or the one with the most specific ARN pattern that fits it."""
     if asked in targets:
@@ -164,8 +202,95 @@ def is_like(value: str, pattern: str) -> bool:
     return value == pattern
 
 
+def is_table(name: str, pattern: str) -> bool:
+    """Whether *pattern* means *name*: `*`, or both with a schema, or both without.
+
+    A pattern for names without a schema must not let a schema in by its own `*`.
+    """
+    if pattern == "*":
+        return True
+    schema, dot, table = name.rpartition(".")
+    want_schema, want_dot, want_table = pattern.rpartition(".")
+    return dot == want_dot and schema == want_schema and is_like(table, want_table)
+
+
 def _is_any(value: str, patterns: Sequence[str]) -> bool:
     return any(is_like(value, pattern) for pattern in patterns)
+
+
+class Reason(NamedTuple):
+    """What became of one rule for one ask."""
+
+    rule: str
+    decides: bool
+    why: str
+
+
+class Explanation(NamedTuple):
+    """How the policy came to its answer; for operators, never for callers."""
+
+    grant: Grant | None
+    refusal: str | None
+    """Why there is no grant."""
+    reasons: tuple[Reason, ...]
+    """Of each rule, in order, up to the one that decided."""
+
+
+def explain(
+    principal: Principal,
+    ask: Ask,
+    rules: Sequence[Rule],
+    targets: Mapping[str, TargetNames],
+) -> Explanation:
+    """What `authorise` answers, and what each rule had to do with it."""
+    try:
+        grant, refusal = authorise(principal, ask, rules, targets), None
+    except Forbidden as error:
+        grant, refusal = None, error.reason
+    target = None
+    if grant is not None:
+        target = targets[grant.target]
+    elif ask.target is not None:
+        target = find_target(ask.target, targets)
+    elif len(targets) == 1:
+        target = next(iter(targets.values()))
+    reasons: list[Reason] = []
+    for rule in rules:
+        why = _why_not_meant(rule, principal)
+        if why is None and target is not None:
+            why = _why_not_covered(rule, principal, ask, target)
+        decides = why is None and target is not None
+        if decides:
+            why = "decides" if grant is not None else f"decides, and refuses: {refusal}"
+        reasons.append(Reason(rule.name, decides, why or "is meant for the principal"))
+        if decides:
+            break
+    return Explanation(grant, refusal, tuple(reasons))
+
+
+def _why_not_meant(rule: Rule, principal: Principal) -> str | None:
+    if rule.issuer is not None and rule.issuer != principal.issuer:
+        return f"is for principals of {rule.issuer}"
+    if not _is_any(principal.subject, rule.principals):
+        return "does not list the principal"
+    for name, wanted in rule.claims.items():
+        if not _claim_fits(_claim(principal.claims, name), wanted):
+            return f"asks for a claim {name} that is absent or another"
+    return None
+
+
+def _why_not_covered(rule: Rule, principal: Principal, ask: Ask, target: TargetNames) -> str | None:
+    if not _covers_target(rule, target, ask.target):
+        return f"does not list the target {target.name}"
+    if _database(rule, ask.database, target) is None:
+        return "does not list the database"
+    try:
+        login = _login(rule, principal, ask.secret, target)
+    except Forbidden:
+        return None  # it fits, and a claim makes it refuse
+    if login is None:
+        return "does not list the secret, or leaves the login open"
+    return None
 
 
 # ---- whom a rule means -----------------------------------------------------------------------
@@ -225,6 +350,9 @@ def _decide(principal: Principal, ask: Ask, rules: Sequence[Rule], target: Targe
             tenant=_tenant(rule, principal),
             statements=rule.statements,
             limits=rule.limits,
+            listed=rule.listed,
+            tables=rule.tables,
+            verbs=rule.verbs,
         )
     raise Forbidden(reason="no rule for the target, secret and database")
 

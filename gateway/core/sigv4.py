@@ -405,7 +405,7 @@ def examine(
     if region not in regions if regions is not None else not _REGION.fullmatch(region):
         raise InvalidSignature("Credential should be scoped to a valid region.", reason="region")
     amz_date = _tidy(headers[b"x-amz-date"])
-    signed_at = _seconds(amz_date)
+    signed_at = seconds_of(amz_date)
     if signed_at is None:
         raise InvalidSignature("X-Amz-Date must be of the form YYYYMMDDTHHMMSSZ.", reason="date")
     if amz_date[:8] != authorization.date.encode():
@@ -529,7 +529,7 @@ def _midnight(day: bytes) -> int | None:
     return (ordinal - date(1970, 1, 1).toordinal()) * 86_400
 
 
-def _seconds(amz_date: bytes) -> float | None:
+def seconds_of(amz_date: bytes) -> float | None:
     """Seconds since the epoch of `YYYYMMDDTHHMMSSZ`; a tenth of the time `strptime` takes."""
     day, time = amz_date[:8], amz_date[9:15]
     if len(amz_date) != 16 or amz_date[8:9] != b"T" or amz_date[15:] != b"Z":

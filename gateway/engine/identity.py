@@ -1,29 +1,43 @@
 """Who is calling: from the Authorization header to a `Principal`.
 
 One header decides the scheme: a signature (`AWS4-HMAC-SHA256`) or a token
-(`Bearer`). No database is asked and nothing is awaited. Two things are kept,
-because computing them is most of the cost: signing keys, which change once a day,
-and verified tokens, for a minute at most.
+(`Bearer`). No database is asked. Two things are kept, because computing them is most
+of the cost: signing keys, which change once a day, and verified tokens, for a minute at
+most. `identify` decides with what is at hand; `authenticate` also waits for the keys of
+an issuer, and for the slow lane if the sender's address has failed too often.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..core import bearer, sigv4
-from ..core.bearer import Issuer
+from ..core.bearer import ASYMMETRIC, GATEWAY_ISSUER, SIGNING_AUDIENCE, Issuer, gateway_issuer
 from ..core.errors import (
     IncompleteSignature,
     InvalidSignature,
     MissingCredentials,
     Unauthenticated,
 )
-from ..core.keys import StaticKey, derive_secret
+from ..core.keys import (
+    TEMPORARY_PREFIX,
+    StaticKey,
+    derive_secret,
+    derive_temporary_secret,
+    token_key,
+    token_key_id,
+)
 from ..core.model import Principal
-from ..core.sigv4 import Authorization, RawRequest
+from ..core.sigv4 import Authorization, Examined, RawRequest
+from ..providers.fetch import Fetcher
+from ..providers.jwks import KeySet
+from ..settings import IssuerSettings, Settings
+from .dear import DearWork
 
 TOKENS_KEPT = 10_000
 TOKEN_KEPT_FOR = 60.0  # seconds: how long a token outlives a change of the issuer's keys
@@ -46,32 +60,27 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
-class _Recent(Generic[_Key, _Value]):
+class _Recent(OrderedDict[_Key, _Value]):
     """The last *size* values used."""
 
-    __slots__ = ("_size", "_values")
-
     def __init__(self, size: int) -> None:
+        super().__init__()
         self._size = size
-        self._values: OrderedDict[_Key, _Value] = OrderedDict()
 
-    def get(self, key: _Key) -> _Value | None:
-        value = self._values.get(key)
+    def find(self, key: _Key) -> _Value | None:
+        value = self.get(key)
         if value is not None:
-            self._values.move_to_end(key)
+            self.move_to_end(key)
         return value
 
     def put(self, key: _Key, value: _Value) -> None:
-        self._values[key] = value
-        self._values.move_to_end(key)
-        if len(self._values) > self._size:
-            self._values.popitem(last=False)
+        self[key] = value
+        self.move_to_end(key)
+        if len(self) > self._size:
+            self.popitem(last=False)
 
     def drop(self, key: _Key) -> None:
-        self._values.pop(key, None)
-
-    def __len__(self) -> int:
-        return len(self._values)
+        self.pop(key, None)
 
 
 class _Candidate(NamedTuple):
@@ -82,6 +91,40 @@ class _Candidate(NamedTuple):
     principal: Principal
 
 
+class Source(Protocol):
+    """Where a request came from."""
+
+    @property
+    def source(self) -> str:
+        """The address of the other end."""
+
+
+class _Nowhere:
+    source = ""
+
+
+NOWHERE: Source = _Nowhere()
+
+
+class _Session(NamedTuple):
+    """What a verified session token says of its temporary key."""
+
+    principal: Principal
+    secret: str
+    token_id: str
+    until: float
+    """Seconds since the epoch: when it is verified again."""
+
+
+class _Slow(Exception):
+    """A token has to be verified for a source that has failed too often."""
+
+    def __init__(self, token: bytes, digest: bytes) -> None:
+        super().__init__()
+        self.token = token
+        self.digest = digest
+
+
 class Identifier:
     """Finds out who sent a request.
 
@@ -90,6 +133,10 @@ class Identifier:
         previous_master: The one before, while it is being replaced.
         keys: Every version of every access key, by key id.
         issuers: Whose tokens are accepted, by `iss`; the gateway itself among them.
+        signing: The gateway as the issuer of session tokens, which come with temporary keys.
+        key_sets: Where keys of issuers come from that are not in the configuration, by `iss`.
+        denied_subjects: Principals that are refused, whatever they prove.
+        signatures: Whether signed requests are accepted at all.
         regions: Regions a signature may name; `None` is any.
         hosts: The gateway's own names, lower case; `None` is any.
         host_aliases: Names that clients dial while a proxy puts another one into Host.
@@ -102,6 +149,11 @@ class Identifier:
         previous_master: bytes | None = None,
         keys: Mapping[str, tuple[StaticKey, ...]],
         issuers: Mapping[str, Issuer],
+        signing: Issuer | None = None,
+        key_sets: Mapping[str, KeySet] | None = None,
+        denied_subjects: frozenset[str] = frozenset(),
+        signatures: bool = True,
+        dear: DearWork | None = None,
         regions: frozenset[str] | None = None,
         hosts: frozenset[str] | None = None,
         host_aliases: Sequence[str] = (),
@@ -114,15 +166,63 @@ class Identifier:
             for key_id, versions in keys.items()
         }
         self._issuers = dict(issuers)
+        self._signing = {} if signing is None else {signing.issuer: signing}
+        self._masters = {token_key_id(token_key(each)): each for each in masters}
+        self.key_sets = dict(key_sets or {})
+        for key_set in self.key_sets.values():
+            key_set.on_change = self.forget_tokens
+        self._denied = denied_subjects
+        self._signatures = signatures
+        self.dear = dear or DearWork(0)
         self._regions = regions
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
         self._host_aliases = tuple(host_aliases)
-        self._signing_keys: _Recent[tuple[bytes, str, int, str, str], bytes] = _Recent(
+        self._signing_keys: _Recent[tuple[bytes, str, str, str, str], bytes] = _Recent(
             SIGNING_KEYS_KEPT
         )
-        self._tokens: _Recent[bytes, tuple[Principal, float]] = _Recent(TOKENS_KEPT)
+        self._tokens: _Recent[bytes, tuple[Identified, float]] = _Recent(TOKENS_KEPT)
+        self._sessions: _Recent[bytes, _Session] = _Recent(TOKENS_KEPT)
 
-    def identify(self, request: RawRequest, *, now: float) -> Identified:
+    def forget_tokens(self) -> None:
+        """Verify every token again: a key that one was signed with is no longer good."""
+        self._tokens = _Recent(TOKENS_KEPT)
+
+    async def authenticate(
+        self, request: RawRequest, *, wall: Callable[[], float], source: Source = NOWHERE
+    ) -> Identified:
+        """The sender of *request*, once all that is needed to know it is at hand.
+
+        Args:
+            wall: Seconds since the epoch.
+            source: What knows the address that the request came from; asked only if it counts.
+
+        Raises:
+            AuthUnavailable: The issuer of the token cannot be asked for its keys.
+            RateLimited: The token is no good, and the source has sent many of those.
+            Unauthenticated: And the others, as for `identify`.
+        """
+        now = wall()
+        try:
+            return self.identify(request, now=now, source=source)
+        except bearer.UnknownKey as error:
+            key_set = self.key_sets.get(error.issuer)
+            if key_set is None:
+                raise
+            known = await key_set.obtain(error.key_id)
+            if not known:
+                raise self.dear.failed(source.source, error, now=wall()) from None
+            return await self.authenticate(request, wall=wall, source=source)
+        except _Slow as slow:
+            token, digest = slow.token, slow.digest
+        try:
+            principal = await self.dear.run(
+                source.source, lambda: bearer.verify(token, self._issuers, now=wall())
+            )
+        except Unauthenticated as error:
+            raise self.dear.failed(source.source, error, now=wall()) from error
+        return self._keep_token(digest, principal, wall())
+
+    def identify(self, request: RawRequest, *, now: float, source: Source = NOWHERE) -> Identified:
         """The sender of *request*, at *now* seconds since the epoch.
 
         Raises:
@@ -134,55 +234,79 @@ class Identifier:
             Unauthenticated: Unknown, disabled or expired key; any other fault of a token.
             UnsupportedMediaType: The signed body is encoded.
         """
-        value: bytes | None = None
-        for name, each in request.headers:
-            if name == b"authorization":
-                if value is not None:
-                    raise IncompleteSignature("The header authorization occurs more than once.")
-                value = each
-        if value is None:
+        values = [value for name, value in request.headers if name == b"authorization"]
+        if len(values) > 1:
+            raise IncompleteSignature("The header authorization occurs more than once.")
+        if not values:
             if sigv4.is_presigned(request.raw_query):
                 raise IncompleteSignature(
                     "Presigned URLs are not accepted, they put SQL into access logs; use the "
                     "Authorization header with a signature or a Bearer token."
                 )
             raise MissingCredentials
+        value = values[0]
         if len(value) > bearer.MAX_TOKEN + 16:
             raise IncompleteSignature("The Authorization header is too long.")
+        digest = b""
+        if value[:1] in b"Bb":
+            # By hash, so that the memory of a process holds no tokens.
+            digest = sha256(value).digest()
+            tokens = self._tokens
+            kept = tokens.get(digest)
+            if kept is not None:
+                if now < kept[1]:
+                    tokens.move_to_end(digest)
+                    return kept[0]
+                self._tokens.drop(digest)
         value = value.strip(b" \t")
         if value.startswith(b"AWS4-"):
             return self._by_signature(request, sigv4.parse_authorization(value), now)
         # The name of a scheme is case-insensitive: RFC 9110, section 11.1.
         if value[:7].lower() == b"bearer ":
-            return Identified(self._by_token(value[7:].lstrip(b" "), now))
+            return self._by_token(value[7:].lstrip(b" "), digest, now, source)
         raise IncompleteSignature(
             "The Authorization header must begin with AWS4-HMAC-SHA256 or Bearer."
         )
 
-    def _by_token(self, token: bytes, now: float) -> Principal:
-        # By hash, so that the memory of a process holds no tokens.
-        digest = sha256(token).digest()
-        kept = self._tokens.get(digest)
-        if kept is not None:
-            principal, until = kept
-            if now < until:
-                return principal
-            self._tokens.drop(digest)
-        principal = bearer.verify(token, self._issuers, now=now)
-        expires_at = principal.expires_at
-        until = (
-            now + TOKEN_KEPT_FOR if expires_at is None else min(expires_at, now + TOKEN_KEPT_FOR)
-        )
-        if now < until:
-            self._tokens.put(digest, (principal, until))
-        return principal
+    def _by_token(self, token: bytes, digest: bytes, now: float, source: Source) -> Identified:
+        said = bearer.read(token)
+        key_set = self.key_sets.get(said.issuer)
+        if key_set is not None:
+            key_set.touch()
+        is_dear = said.algorithm in ASYMMETRIC
+        if is_dear and self.dear.is_slow(source.source, now=now):
+            issuer = self._issuers.get(said.issuer)
+            if issuer is not None and (said.key_id in issuer.keys or None in issuer.keys):
+                raise _Slow(token, digest)
+        try:
+            principal = bearer.verify(token, self._issuers, now=now)
+        except bearer.UnknownKey:
+            raise
+        except Unauthenticated as error:
+            if is_dear:
+                raise self.dear.failed(source.source, error, now=now) from error
+            raise
+        return self._keep_token(digest, principal, now)
+
+    def _keep_token(self, digest: bytes, principal: Principal, now: float) -> Identified:
+        if principal.subject in self._denied:
+            raise Unauthenticated(reason="subject is denied")
+        identified = Identified(principal)
+        until = _kept_until(principal, now)
+        if digest and now < until:
+            self._tokens.put(digest, (identified, until))
+        return identified
 
     def _by_signature(
         self, request: RawRequest, authorization: Authorization, now: float
     ) -> Identified:
+        if not self._signatures:
+            raise Unauthenticated(reason="signatures are switched off")
         examined = sigv4.examine(
             request, authorization, now=now, regions=self._regions, hosts=self._hosts
         )
+        if authorization.key_id.startswith(TEMPORARY_PREFIX):
+            return self._by_temporary_key(examined, now)
         candidates = self._candidates.get(authorization.key_id)
         if candidates is None:
             raise Unauthenticated(
@@ -195,24 +319,77 @@ class Identifier:
             raise Unauthenticated(reason="key is disabled or expired")
         if examined.facts.token is not None:
             raise Unauthenticated(reason="security token with a static key")
+        if usable[0].principal.subject in self._denied:
+            raise Unauthenticated(reason="subject is denied")
         texts = sigv4.texts_to_sign(examined, host_aliases=self._host_aliases)
-        day, region = authorization.date, authorization.region
         for candidate in usable:
-            key = candidate.key
-            place = (candidate.master, key.key_id, key.version, day, region)
-            known = self._signing_keys.get(place)
-            signing_key = known or sigv4.signing_key(
-                derive_secret(candidate.master, key.key_id, key.version),
-                day,
-                region,
-                authorization.service,
-            )
-            if sigv4.is_signed(texts, authorization.signature, signing_key):
-                # Kept only now: whoever cannot sign cannot push out what others use.
-                if known is None:
-                    self._signing_keys.put(place, signing_key)
+            key, master = candidate.key, candidate.master
+            place = (master, key.key_id, str(key.version))
+            make = partial(derive_secret, master, key.key_id, key.version)
+            if self._is_signed(examined, texts, place, make):
                 return Identified(candidate.principal, examined.facts.signed)
         raise InvalidSignature(reason="signature")
+
+    def _is_signed(
+        self,
+        examined: Examined,
+        texts: Sequence[bytes],
+        secret_of: tuple[bytes, str, str],
+        secret: Callable[[], str],
+    ) -> bool:
+        """Whether the request is signed with *secret*, which is made only if it must be."""
+        authorization = examined.authorization
+        place = (*secret_of, authorization.date, authorization.region)
+        known = self._signing_keys.find(place)
+        signing_key = known or sigv4.signing_key(
+            secret(), authorization.date, authorization.region, authorization.service
+        )
+        if not sigv4.is_signed(texts, authorization.signature, signing_key):
+            return False
+        # Kept only now: whoever cannot sign cannot push out what others use.
+        if known is None:
+            self._signing_keys.put(place, signing_key)
+        return True
+
+    def _by_temporary_key(self, examined: Examined, now: float) -> Identified:
+        """The token first, then that it is this key's, then the signature by its secret."""
+        token, key_id = examined.facts.token, examined.authorization.key_id
+        if token is None:
+            raise Unauthenticated(reason="a temporary key without its session token")
+        session = self._session(token, now)
+        if session.principal.key_id != key_id:
+            raise Unauthenticated(reason="the session token of another key")
+        texts = sigv4.texts_to_sign(examined, host_aliases=self._host_aliases)
+        if not self._is_signed(
+            examined, texts, (b"", key_id, session.token_id), lambda: session.secret
+        ):
+            raise InvalidSignature(reason="signature")
+        return Identified(session.principal, examined.facts.signed)
+
+    def _session(self, token: bytes, now: float) -> _Session:
+        digest = sha256(token).digest()
+        kept = self._sessions.find(digest)
+        if kept is not None:
+            if now < kept.until:
+                return kept
+            self._sessions.drop(digest)
+        said = bearer.read(token)
+        principal = bearer.verify(token, self._signing, now=now)
+        key_id, token_id = principal.claims.get("akid"), principal.claims.get("jti")
+        master = self._masters.get(said.key_id or "")
+        if not isinstance(key_id, str) or not isinstance(token_id, str) or master is None:
+            raise Unauthenticated(reason="a session token that names no key")
+        if principal.subject in self._denied:
+            raise Unauthenticated(reason="subject is denied")
+        session = _Session(
+            replace(principal, kind="temp-key", key_id=key_id),
+            derive_temporary_secret(master, key_id, token_id),
+            token_id,
+            _kept_until(principal, now),
+        )
+        if now < session.until:
+            self._sessions.put(digest, session)
+        return session
 
 
 def _principal_of(key: StaticKey) -> Principal:
@@ -221,3 +398,94 @@ def _principal_of(key: StaticKey) -> Principal:
 
 def _is_usable(key: StaticKey, now: float) -> bool:
     return not key.disabled and (key.not_after is None or now < key.not_after)
+
+
+def _kept_until(principal: Principal, now: float) -> float:
+    """Until when the result of a verification stands."""
+    latest = now + TOKEN_KEPT_FOR
+    return latest if principal.expires_at is None else min(principal.expires_at, latest)
+
+
+def make_identifier(
+    settings: Settings, fetcher: Fetcher, *, previous: Identifier | None = None
+) -> Identifier:
+    """The identifier that *settings* describe.
+
+    Args:
+        previous: The one that it replaces while the gateway runs: keys that were fetched
+            from issuers that are still configured are kept.
+    """
+    auth, tokens = settings.auth, settings.tokens
+    keys = {}
+    for master in (auth.master_key, auth.previous_master_key):
+        if master:
+            key = token_key(master)
+            keys[token_key_id(key)] = key
+    ours = gateway_issuer(GATEWAY_ISSUER, keys, not_before=tokens.not_before)
+    signing = gateway_issuer(
+        GATEWAY_ISSUER, keys, audience=SIGNING_AUDIENCE, not_before=tokens.not_before
+    )
+    issuers = {GATEWAY_ISSUER: ours}
+    key_sets: dict[str, KeySet] = {}
+    for each in auth.issuers:
+        known: Mapping[str | None, Any] = {}
+        if each.jwks_url is not None:
+            key_set = _key_set(each, fetcher, previous)
+            key_sets[each.issuer] = key_set
+            known = key_set.keys
+        else:
+            known = _configured_keys(each)
+        issuers[each.issuer] = Issuer(
+            issuer=each.issuer,
+            audience=each.audience,
+            algorithms=each.algorithms,
+            keys=known,
+            leeway=each.leeway,
+            max_age=each.max_age,
+            required=each.required_claims,
+            typ=each.typ,
+        )
+    return Identifier(
+        master=auth.master_key,
+        previous_master=auth.previous_master_key,
+        keys=auth.keys,
+        issuers=issuers,
+        signing=signing,
+        key_sets=key_sets,
+        denied_subjects=frozenset(tokens.denied_subjects),
+        signatures=settings.sigv4.enabled,
+        dear=DearWork(auth.failure_limit),
+        regions=frozenset(settings.sigv4.regions) or None,
+        hosts=frozenset(settings.server.hosts) or None,
+        host_aliases=settings.sigv4.host_aliases,
+    )
+
+
+def _key_set(settings: IssuerSettings, fetcher: Fetcher, previous: Identifier | None) -> KeySet:
+    assert settings.jwks_url is not None
+    if previous is not None:
+        kept = previous.key_sets.get(settings.issuer)
+        if kept is not None and kept.url == settings.jwks_url:
+            kept.stale_for = settings.jwks_stale_for
+            return kept
+    return KeySet(settings.jwks_url, fetcher, stale_for=settings.jwks_stale_for)
+
+
+def _configured_keys(settings: IssuerSettings) -> dict[str | None, Any]:
+    found: dict[str | None, Any] = {}
+    if settings.secret is not None:
+        found[None] = settings.secret.encode()
+    for path in settings.public_keys:
+        name = None if len(settings.public_keys) == 1 else path.stem
+        found[name] = _public_key(path.read_bytes(), settings.algorithms)
+    return found
+
+
+def _public_key(pem: bytes, algorithms: tuple[str, ...]) -> Any:
+    for algorithm in algorithms:
+        if algorithm in ASYMMETRIC:
+            try:
+                return bearer.public_key(algorithm, pem)
+            except ValueError:
+                continue
+    raise ValueError("a public key fits none of the algorithms of its issuer")

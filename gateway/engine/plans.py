@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from ..core.classify import Classified, Path, classify, is_dml
 from ..core.errors import GatewayError, InvalidParameter, StatementNotAllowed
-from ..core.lexer import Token, tokens
+from ..core.lexer import Token, TokenKind, tokens
 from ..core.model import Grant, Parameters, Statement, Typed
 from ..core.placeholders import Rewritten, caller_position, cast_positional, rewrite
+from ..core.policy import text_hash
 from ..core.values import TEXT_OIDS, Encode, Target, encoder, natural, target
 from ..postgres.connection import Connection, Described
-from ..postgres.failures import UNTYPED, sqlstate, translate
+from ..postgres.failures import UNTYPED, lost, sqlstate, translate
 from ..postgres.types import TypeCatalog
 
 PLANS_KEPT = 5_000
@@ -40,7 +41,9 @@ class Variant:
 class Plan:
     """One statement text."""
 
-    __slots__ = ("bare", "casts", "classified", "large", "sql", "toks", "variants", "writes")
+    __slots__ = (
+        "bare", "casts", "classified", "large", "sql", "toks", "unnamed", "variants", "writes",
+    )  # fmt: skip
 
     def __init__(self, sql: str, toks: Sequence[Token], classified: Classified) -> None:
         self.sql = sql
@@ -49,6 +52,8 @@ class Plan:
         self.writes = classified.path is not Path.READ
         self.bare = classified.path is Path.BARE
         self.large = False
+        self.unnamed = False
+        """It was looked at, and needs no named values."""
         self.variants: dict[Any, Variant] = {}
         self.casts: dict[Any, dict[Any, str]] = {}
         """By names and kinds of value: the casts that PostgreSQL turned out to need."""
@@ -94,12 +99,23 @@ def check_allowed(plan: Plan, grant: Grant) -> None:
             f"this login may not run {plan.classified.verb or 'this'} statements",
             hint="only SELECT, INSERT, UPDATE, DELETE, MERGE, VALUES, TABLE, WITH and EXPLAIN",
         )
+    if grant.statements == "listed" and text_hash(plan.sql) not in grant.listed:
+        raise StatementNotAllowed(
+            "this statement is not one of those that are listed",
+            hint="a listed statement must be sent letter for letter, with its values as parameters",
+        )
 
 
-def check_parameters(plan: Plan, parameters: Parameters) -> None:
+def check_parameters(plan: Plan, parameters: Parameters, strict: bool = False) -> None:
     """Find missing names before anything costs a connection."""
-    if isinstance(parameters, Mapping) and parameters:
-        _variant(plan, parameters, {}, "")
+    if not parameters:
+        if not plan.unnamed and (parameters is None or isinstance(parameters, Mapping)):
+            if any(token.kind is TokenKind.PLACEHOLDER for token in plan.toks):
+                # As with a name that nothing in the text can be.
+                rewrite(plan.sql, ("",), None, plan.toks, strict=strict)
+            plan.unnamed = True
+    elif isinstance(parameters, Mapping):
+        _variant(plan, parameters, {}, "", strict)
 
 
 def _kinds(values: Sequence[Any]) -> tuple[str, ...]:
@@ -120,13 +136,15 @@ def _names(parameters: Parameters) -> Any:
     return frozenset(parameters) if isinstance(parameters, Mapping) else None
 
 
-def _variant(plan: Plan, parameters: Parameters, casts: dict[Any, str], suffix: str) -> Variant:
+def _variant(
+    plan: Plan, parameters: Parameters, casts: dict[Any, str], suffix: str, strict: bool = False
+) -> Variant:
     names = _names(parameters)
-    key = (names, tuple(sorted(casts.items())) if casts else (), suffix)
+    key = (names, tuple(sorted(casts.items())) if casts else (), suffix, strict)
     variant = plan.variants.get(key)
     if variant is None:
         if names:
-            rewritten = rewrite(plan.sql, names, casts, plan.toks)
+            rewritten = rewrite(plan.sql, names, casts, plan.toks, strict=strict)
         elif casts:
             rewritten = cast_positional(plan.sql, casts, plan.toks)
         else:
@@ -226,13 +244,17 @@ async def bind(
     """
     parameters = statement.parameters
     casts: dict[Any, str] = {}
-    if plan.casts and parameters:
+    strict = statement.strict
+    if strict and isinstance(parameters, Mapping):
+        casts = {name: value.type for name, value in parameters.items() if type(value) is Typed}
+    elif plan.casts and parameters:
         variant = _variant(plan, parameters, {}, suffix)
         key = (_names(parameters), _kinds(_values(variant, parameters)))
         casts = plan.casts.get(key, casts)
-    variant = _variant(plan, parameters, casts, suffix)
+    variant = _variant(plan, parameters, casts, suffix, strict)
     values = _values(variant, parameters)
     described = connection.known(variant.sql)
+    kept = described
     if described is None:
         guarded = in_transaction and bool(values)
         if guarded:
@@ -242,16 +264,18 @@ async def bind(
         except Exception as error:
             again = {} if casts or sqlstate(error) not in UNTYPED else _all_casts(variant, values)
             if not again:
-                raise located(error, variant) from error
+                _refuse(error, variant)
             if guarded:
                 await connection.script("ROLLBACK TO SAVEPOINT pgsluice_prepare", timeout)
             casts = again
-            recast = _variant(plan, parameters, casts, suffix)
+            recast = _variant(plan, parameters, casts, suffix, strict)
             try:
                 described = await connection.describe(recast.sql, timeout)
             except Exception as second:
-                # The first complaint is about what the caller wrote.
-                raise located(error if sqlstate(second) in UNTYPED else second, recast) from second
+                if sqlstate(second) in UNTYPED:
+                    # The first complaint is about what the caller wrote.
+                    raise located(error, variant) from second
+                _refuse(second, recast)
             _remember(plan, parameters, variant, values, casts)
             variant = recast
         if guarded:
@@ -269,7 +293,7 @@ async def bind(
             try:
                 described = await connection.describe(recast.sql, timeout)
             except Exception as error:
-                raise located(error, recast) from error
+                _refuse(error, recast)
             _remember(plan, parameters, variant, values, casts)
             variant = recast
     try:
@@ -277,15 +301,58 @@ async def bind(
     except InvalidParameter:
         # 1.5 against an int4 column: as the float8 it is, PostgreSQL can compare it. Not
         # remembered: the next value may fit.
-        own = _own_casts(connection, variant, described, values)
+        own: dict[Any, str] | None = _own_casts(connection, variant, described, values)
         if not own or own.keys() <= casts.keys():
-            raise
-    recast = _variant(plan, parameters, {**casts, **own}, suffix)
+            if kept is not described or not await _is_stale(
+                connection, variant, described, timeout, in_transaction=in_transaction
+            ):
+                raise
+            own = None
+    if own is None:
+        # What it does not fit is what the text meant before somebody's DDL.
+        connection.forget()
+        return await bind(
+            connection, plan, statement, timeout, suffix=suffix, in_transaction=in_transaction
+        )
+    recast = _variant(plan, parameters, {**casts, **own}, suffix, strict)
     try:
         described = await connection.describe(recast.sql, timeout)
     except Exception as error:
-        raise located(error, recast) from error
+        _refuse(error, recast)
     return Bound(described, _encode(connection, recast, described, values), recast)
+
+
+async def _is_stale(
+    connection: Connection,
+    variant: Variant,
+    described: Described,
+    timeout: float,
+    *,
+    in_transaction: bool,
+) -> bool:
+    """Whether PostgreSQL takes the text for something else now than when it was prepared."""
+    if not in_transaction:
+        try:
+            return await connection.means_otherwise(variant.sql, described, timeout)
+        except Exception as error:
+            if sqlstate(error) is None or lost(error):
+                raise
+            return True
+    try:
+        await connection.script("SAVEPOINT pgsluice_prepare", timeout)
+    except Exception as error:
+        if sqlstate(error) is None or lost(error):
+            raise
+        return False  # the transaction has failed, and says so itself
+    try:
+        stale = await connection.means_otherwise(variant.sql, described, timeout)
+    except Exception as error:
+        if sqlstate(error) is None or lost(error):
+            raise
+        stale = True
+        await connection.script("ROLLBACK TO SAVEPOINT pgsluice_prepare", timeout)
+    await connection.script("RELEASE SAVEPOINT pgsluice_prepare", timeout)
+    return stale
 
 
 def _own_casts(
@@ -332,6 +399,13 @@ def _encode(
             )
             raise named from None
     return arguments
+
+
+def _refuse(error: Exception, variant: Variant) -> NoReturn:
+    """Raise what PostgreSQL has against the text; of time and connections others judge."""
+    if isinstance(error, TimeoutError) or lost(error):
+        raise error
+    raise located(error, variant) from error
 
 
 def located(error: BaseException, variant: Variant) -> GatewayError:

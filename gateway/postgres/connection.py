@@ -9,32 +9,54 @@ asyncpg 0.32, which is why that version is pinned; `tests/postgres` walks each.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
-from collections.abc import Sequence
+import random
+import socket
+import sys
+import termios
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import asyncpg
+from asyncpg.connect_utils import _cancel as _send_cancel  # type: ignore[attr-defined]
 
 from ..core.model import Column, Isolation, TransactionMode
+from .failures import is_sign_of_ddl
 from .types import TypeCatalog
 
 CANARY = "pgsluice_canary"
 NOTICES_KEPT = 20
+_FAREWELL = 2.0
+"""Seconds that a session which was closed under its statement has to end."""
 
 _RESET = (
-    "RESET SESSION AUTHORIZATION;RESET ALL;CLOSE ALL;UNLISTEN *;DISCARD TEMP;DISCARD SEQUENCES;"
+    "RESET SESSION AUTHORIZATION;RESET ALL;CLOSE ALL;UNLISTEN *;DISCARD SEQUENCES;"
     # A session's random() can be made predictable for the next one by setseed. The seed is
     # ours: to make one in SQL, of a random uuid, costs the server more than this whole line.
-    "SELECT pg_advisory_unlock_all(),setseed(%.9f);"
-    # A PREPARE inside a function survives all of the above; DEALLOCATE ALL takes our canary.
-    "SELECT FROM pg_prepared_statements WHERE from_sql OR name='" + CANARY + "'"
+    "SELECT pg_catalog.pg_advisory_unlock_all(),pg_catalog.setseed(%.9f::pg_catalog.float8)"
+    # A PREPARE inside a function survives all of the above, and could replace a statement of
+    # ours under its own name: then this fails, for no text with a ! is a boolean. After a
+    # DEALLOCATE ALL our canary is missing, and no row comes.
+    " FROM pg_catalog.pg_prepared_statement() WHERE CASE WHEN from_sql"
+    " THEN (name OPERATOR(pg_catalog.||) '!')::pg_catalog.bool"
+    f" ELSE name OPERATOR(pg_catalog.=) '{CANARY}' END"
+    # DISCARD TEMP leaves the schema of temporary objects, which can be seen; and with one
+    # there already, a next temporary table does not stand before what prepared statements
+    # mean by its name. So a session that had any goes, and they go with it.
+    " AND pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.=) 0"
 )
+
+
+_seeds = random.Random()
+"""Of its own: what the shared generator gives is seen elsewhere, and tells what comes next."""
 
 
 def reset_script() -> str:
     """One simple query; its last tag is `CLEAN` if the session is as new."""
-    return _RESET % (int.from_bytes(os.urandom(4), "big") / (1 << 32))
+    return _RESET % _seeds.random()
 
 
 CLEAN = "SELECT 1"
@@ -44,6 +66,9 @@ _ISOLATION = {
     Isolation.REPEATABLE_READ: " ISOLATION LEVEL REPEATABLE READ",
     Isolation.SERIALIZABLE: " ISOLATION LEVEL SERIALIZABLE",
 }
+
+
+_TIMES = ((1082, "date", "int4"), (1114, "timestamp", "int8"), (1184, "timestamptz", "int8"))
 
 
 class OverBudget(Exception):
@@ -78,15 +103,43 @@ class _Counter(asyncio.Protocol):
         self.left = 1 << 62
         self.received = 0
         self.exceeded = False
+        self.line: socket.socket | None = None
+        """The way to the server after the driver's end, to hear that it has ended too."""
+        self.watched: bytearray | None = None
+        """During COPY FROM STDIN: the beginning of a message whose end has not come yet."""
+        self.refused = False
+        """During COPY FROM STDIN: PostgreSQL has said that it fails."""
 
     def data_received(self, data: bytes) -> None:
         self.left -= len(data)
         self.received += len(data)
         if self.left < 0:
             self.exceeded = True
+            self.keep_line()
             self.transport.abort()
             return
+        if self.watched is not None:
+            self._watch(self.watched, data)
         self.inner.data_received(data)
+
+    def _watch(self, begun: bytearray, data: bytes) -> None:
+        """Look for an error: one byte of type and four of length begin each message."""
+        begun += data
+        while len(begun) >= 5:
+            size = 1 + int.from_bytes(begun[1:5], "big")
+            if begun[0] == 0x45:
+                self.refused = True
+            if len(begun) < size:
+                break
+            del begun[:size]
+
+    def keep_line(self) -> None:
+        """Keep the line open that is about to be closed, unless bytes of ours are on it."""
+        sock = self.transport.get_extra_info("socket")
+        if self.line is None and sock is not None and not self.transport.get_write_buffer_size():
+            with contextlib.suppress(OSError):
+                if not _unacknowledged(sock.fileno()):
+                    self.line = socket.socket(fileno=os.dup(sock.fileno()))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.inner.connection_lost(exc)
@@ -117,6 +170,8 @@ class Connection(asyncpg.Connection):
     # The driver's own, which its stubs leave out.
     _protocol: Any
     _transport: Any
+    _addr: Any
+    _params: Any
     _config: Any
     _drop_local_statement_cache: Any
     _get_statement: Any
@@ -159,6 +214,10 @@ class Connection(asyncpg.Connection):
         await self._protocol.prepare(
             CANARY, "SELECT 1", 5.0, record_class=asyncpg.Record, ignore_custom_codec=True
         )
+        # Nobody may be waiting for it any more: it must not idle in an open transaction,
+        # whose snapshot keeps VACUUM from its work and whose time limit would end it.
+        await self._protocol.query("SELECT 1", 5.0)
+        self.unsynced = False
 
     async def _introspect_types(self, typeoids: Any, timeout: float | None) -> Any:
         missing = self.catalog.missing(typeoids)
@@ -174,6 +233,13 @@ class Connection(asyncpg.Connection):
         self.catalog.prepare_arrays(self._protocol.get_settings(), typeoids)
         # asyncpg looks at the name alone: an anonymous statement has replaced ours.
         return self.catalog.rows(typeoids), SimpleNamespace(name=name)
+
+    async def means_otherwise(self, sql: str, described: Described, timeout: float) -> bool:
+        """Whether *sql* would have parameters of other types than when it was *described*."""
+        self.unsynced = True
+        state = await self._get_statement(sql, timeout, use_cache=False)
+        parameters = tuple(parameter.oid for parameter in state._get_parameters() or ())
+        return parameters != described.parameters
 
     def known(self, sql: str) -> Described | None:
         """What `describe` would return without asking the server."""
@@ -197,8 +263,7 @@ class Connection(asyncpg.Connection):
         parameters = tuple(parameter.oid for parameter in state._get_parameters() or ())
         attributes = state._get_attributes()
         details = _row_description(state)
-        # A SELECT of no columns has a row description of none; asyncpg shows neither apart.
-        if not attributes and details is None:
+        if details is None and not attributes:
             return Described(state, parameters, None)
         columns = []
         for index, attribute in enumerate(attributes or ()):
@@ -210,7 +275,22 @@ class Connection(asyncpg.Connection):
             columns.append(
                 Column(attribute.name, facts.name, oid, catalog.kind(oid), table, number, typmod)
             )
-        return Described(state, parameters, tuple(columns) or None)
+        return Described(state, parameters, tuple(columns))
+
+    @contextlib.contextmanager
+    def binary_times(self) -> Iterator[None]:
+        """Statements prepared meanwhile give dates and timestamps as PostgreSQL counts them.
+
+        Days, or microseconds, since 2000-01-01: read by the driver in C, where a text has
+        to be taken apart. They must have no parameters of those types.
+        """
+        settings = self._protocol.get_settings()
+        for oid, name, alias in _TIMES:
+            settings.set_builtin_type_codec(oid, name, "pg_catalog", "scalar", alias, "binary")
+        try:
+            yield
+        finally:
+            self.catalog.prepare_only(settings, [oid for oid, _, _ in _TIMES])
 
     async def run(
         self,
@@ -240,17 +320,21 @@ class Connection(asyncpg.Connection):
             rows, status, complete = await self._protocol.bind_execute(
                 described.state, arguments, portal, limit, True, timeout
             )
-        except asyncpg.InvalidCachedStatementError:
-            self.forget()
-            raise
         except Exception as error:
+            if is_sign_of_ddl(error):
+                self.forget()
             if counter.exceeded:
                 self.broken = True
                 raise OverBudget from error
             raise
         finally:
             counter.left = 1 << 62
-        return Answer(rows, (status or b"").decode("ascii", "replace"), bool(complete))
+        tag = (status or b"").decode("ascii", "replace")
+        if described.columns is None and tag.startswith(("CREATE", "SELECT")):
+            # A temporary table may stand before one that other statements mean, and
+            # PostgreSQL does not look again for those that are prepared.
+            self.forget()
+        return Answer(rows, tag, bool(complete))
 
     async def run_many(
         self, described: Described, sets: Sequence[Sequence[Any]], *, timeout: float
@@ -301,6 +385,11 @@ class Connection(asyncpg.Connection):
         """Whether PostgreSQL says that a transaction block is open, also a failed one."""
         return bool(self._protocol.is_in_transaction())
 
+    @property
+    def in_recovery(self) -> bool:
+        """Whether the server is a standby; it tells its sessions as soon as that changes."""
+        return getattr(self.get_settings(), "in_hot_standby", "off") == "on"
+
     async def script(self, sql: str, timeout: float) -> str:
         """Run the gateway's own *sql* as a simple query; return the last command tag."""
         if self.unsynced and not self._protocol.is_in_transaction():
@@ -310,14 +399,22 @@ class Connection(asyncpg.Connection):
         tag = await self._protocol.query(sql, timeout)
         return tag.decode("ascii", "replace") if isinstance(tag, bytes) else str(tag)
 
-    async def begin(self, mode: TransactionMode, timeout: float, *, write: bool = True) -> None:
-        """Open a transaction; READ ONLY if *mode* says so or nothing is to be written."""
+    async def begin(
+        self, mode: TransactionMode, timeout: float, *, write: bool = True, then: str = ""
+    ) -> str:
+        """Open a transaction; READ ONLY if *mode* says so or nothing is to be written.
+
+        Args:
+            then: The gateway's own SQL to go in the same message; its tag is returned.
+        """
         access = "READ ONLY" if mode.read_only or not write else "READ WRITE"
         level = _ISOLATION[mode.isolation] if mode.isolation else ""
         deferrable = " DEFERRABLE" if mode.deferrable else ""
         # With a snapshot taken, the caller can no longer make it READ WRITE.
         pin = ";SELECT 1" if mode.read_only else ""
-        await self.script(f"BEGIN{level} {access}{deferrable}{pin}", timeout)
+        if then:
+            then = ";" + then
+        return await self.script(f"BEGIN{level} {access}{deferrable}{pin}{then}", timeout)
 
     def forget(self) -> None:
         """Drop all prepared statements, after DDL or a sign of a foreign DEALLOCATE."""
@@ -339,7 +436,60 @@ class Connection(asyncpg.Connection):
         """Close at once, without a goodbye."""
         self.broken = True
         if not self.is_closed():
+            self.counter.keep_line()
             self.terminate()
+
+    def hang_up(self) -> socket.socket | None:
+        """Close at once; return the line on which `see_off` hears PostgreSQL end the session.
+
+        `None`: there is no line any more, or bytes of ours are still on their way. Those
+        must not arrive after we gave up on them, so the socket is reset.
+        """
+        self.abort()
+        line, self.counter.line = self.counter.line, None
+        return line
+
+    async def see_off(self, line: socket.socket) -> None:
+        """Return when PostgreSQL has ended the session behind *line*, or does not say so."""
+        try:
+            line.setblocking(False)
+            line.shutdown(socket.SHUT_WR)
+            ended = asyncio.get_running_loop().create_task(_end_of(line))
+            try:
+                # An idle session ends at the end of its input; a busy one must be told.
+                if self.counter.exceeded or not (await asyncio.wait([ended], timeout=0.05))[0]:
+                    await self._cancel_session()
+                await asyncio.wait([ended], timeout=_FAREWELL)
+            finally:
+                ended.cancel()
+                await asyncio.wait([ended])
+        except OSError:
+            pass  # reset: it has ended
+        finally:
+            line.close()
+
+    async def _cancel_session(self) -> None:
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            async with asyncio.timeout(_FAREWELL):
+                await _send_cancel(
+                    loop=asyncio.get_running_loop(),
+                    addr=self._addr,
+                    params=self._params,
+                    backend_pid=self._protocol.backend_pid,
+                    backend_secret=self._protocol.backend_secret,
+                )
+
+
+def _unacknowledged(descriptor: int) -> int:
+    """Bytes in the kernel's send queue that the other side has not taken."""
+    return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+async def _end_of(line: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(OSError):
+        while await loop.sock_recv(line, 1 << 16):
+            pass
 
 
 def _row_description(state: Any) -> list[tuple[int, int, int]] | None:
@@ -349,12 +499,10 @@ def _row_description(state: Any) -> list[tuple[int, int, int]] | None:
     """
     import gc
 
-    for referent in gc.get_referents(state):
-        if (
-            isinstance(referent, list)
-            and referent
-            and isinstance(referent[0], tuple)
-            and len(referent[0]) == 7
-        ):
-            return [(entry[1], entry[2], entry[5]) for entry in referent]
-    return None
+    lists = [referent for referent in gc.get_referents(state) if isinstance(referent, list)]
+    for each in lists:
+        if each and isinstance(each[0], tuple) and len(each[0]) == 7:
+            return [(entry[1], entry[2], entry[5]) for entry in each]
+    # SELECT without columns: an empty list beside that of the parameters. A command that
+    # returns no rows has that one alone.
+    return [] if len(lists) == 2 else None

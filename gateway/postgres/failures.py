@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 
 import asyncpg
@@ -24,10 +25,14 @@ from ..core.errors import (
 READ_ONLY = "25006"
 NO_TRANSACTION_BLOCK = "25001"
 INVALID_TERMINATION = "2D000"
-UNTYPED = frozenset({"42P08", "42P18", "42725"})
-"""A parameter's type is ambiguous, indeterminate, or fits several functions."""
+UNTYPED = frozenset({"42P08", "42P18", "42725", "42804"})
+"""A parameter's type is ambiguous, indeterminate, fits several functions, or would be unknown
+where any type will do."""
+IN_RECOVERY = frozenset({READ_ONLY, "0A000"})
+"""What a standby answers to a write, and to BEGIN READ WRITE."""
 STALE = frozenset({"26000", "0A000"})
 
+_NO_PATH = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
 _NOT_NOW = frozenset({"53300", "57P03", "57P01", "57P02", "53400", "53000", "53200"})
 _BY_STATE: dict[str, type[DatabaseError]] = {
     "40001": SerializationFailure,
@@ -56,6 +61,18 @@ def _fields(error: asyncpg.PostgresError, position: int | None) -> DatabaseError
     )
 
 
+def is_sign_of_ddl(error: BaseException) -> bool:
+    """Whether *error* may be that of a statement prepared before something was changed."""
+    if isinstance(error, asyncpg.InternalServerError):
+        return "cache lookup failed" in str(error)
+    return isinstance(
+        error,
+        asyncpg.InvalidCachedStatementError
+        | asyncpg.UndefinedFunctionError
+        | asyncpg.DatatypeMismatchError,
+    )
+
+
 def sqlstate(error: BaseException) -> str | None:
     """PostgreSQL's own code of *error*, if it is PostgreSQL's."""
     return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
@@ -64,7 +81,10 @@ def sqlstate(error: BaseException) -> str | None:
 def lost(error: BaseException) -> bool:
     """Whether the connection went away, so that nothing more can be asked on it."""
     if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "").startswith("08") or error.sqlstate in {"57P01", "57P02"}
+        if (error.sqlstate or "")[:2] != "08" and error.sqlstate not in {"57P01", "57P02"}:
+            return False
+        # Any function may raise an ERROR of such a state; the driver's own have no severity.
+        return getattr(error, "severity_en", None) != "ERROR"
     if isinstance(error, asyncpg.InternalClientError):
         return True
     if isinstance(error, asyncpg.InterfaceError):
@@ -79,6 +99,16 @@ def unsent(error: BaseException) -> bool:
         isinstance(error, asyncpg.InterfaceError)
         and ("connection is closed" in str(error) or "been released" in str(error))
     )
+
+
+def unheard(error: BaseException) -> bool:
+    """Whether the network took what was sent nowhere: no acknowledgement came in time.
+
+    So it is with a connection that was idle when its path died, behind a firewall that
+    forgot it for one.
+    """
+    cause = error.__cause__ if isinstance(error, asyncpg.PostgresError) else error
+    return isinstance(cause, OSError) and cause.errno in _NO_PATH
 
 
 def translate(error: BaseException, *, may_have_run: bool = False) -> GatewayError:
@@ -114,6 +144,8 @@ def translate(error: BaseException, *, may_have_run: bool = False) -> GatewayErr
 
 def translate_connect(error: BaseException) -> GatewayError:
     """A failure to connect, in the gateway's words; nothing was executed."""
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return DatabaseUnavailable("no host of the target takes writes now")
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
         if state in {"28P01", "28000"}:

@@ -73,7 +73,14 @@ def _vector(text: str) -> list[int]:
 
 
 def _read_vectors(text: str) -> list[Any]:
-    return [None if item is None else _vector(item) for item in read_array(text)]
+    return _vectors(read_array(text))
+
+
+def _vectors(items: list[Any]) -> list[Any]:
+    return [
+        None if item is None else _vectors(item) if isinstance(item, list) else _vector(item)
+        for item in items
+    ]
 
 
 def _write(value: Any, delimiter: str) -> str:
@@ -93,9 +100,14 @@ class TypeCatalog:
 
     def prepare(self, settings: Any) -> None:
         """Make the codecs of one fresh connection hand types over as text."""
-        for oid, name in _BUILTIN.items():
+        self.prepare_only(settings, _BUILTIN)
+
+    def prepare_only(self, settings: Any, oids: Iterable[int]) -> None:
+        """As `prepare`, for these types alone."""
+        for oid in oids:
             if oid in _NATIVE:
                 continue
+            name = _BUILTIN[oid]
             decode = _vector if oid in _VECTORS else _same
             settings.add_python_codec(oid, name, "pg_catalog", [], "scalar", _same, decode, "text")
 

@@ -14,8 +14,8 @@ import pgsluice
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pgsluice import _protocol
-from pgsluice._protocol import Answer, Defaults, Interval, Json, Request
+from pgsluice import Interval, Json, _protocol, _result
+from pgsluice._protocol import Answer, Defaults, Request
 
 UTC = timezone.utc  # noqa: UP017 - the client's oldest Python
 NONE = Defaults()
@@ -34,7 +34,7 @@ def column(kind: str, *values: Any) -> list[Any]:
         "row_count": len(values),
         "command": "SELECT",
     }
-    return [row[0] for row in _protocol.result(document).rows]
+    return [row[0] for row in _result.result(document).rows]
 
 
 # Requests
@@ -283,7 +283,7 @@ def test_an_interval_of_months_is_no_timedelta() -> None:
         Interval(1).timedelta()
 
 
-RESULT = _protocol.result(
+RESULT = _result.result(
     {
         "columns": [{"name": "id", "type": "int8"}, {"name": "name", "type": "text"}],
         "rows": [[1, "a"], [2, "b"]],
@@ -303,7 +303,7 @@ def test_a_result_is_its_rows() -> None:
 
 
 def test_a_result_without_rows_is_true_and_has_no_scalar() -> None:
-    empty = _protocol.result({"columns": [], "rows": [], "row_count": 3, "command": "DELETE"})
+    empty = _result.result({"columns": [], "rows": [], "row_count": 3, "command": "DELETE"})
     assert empty
     assert (empty.row_count, empty.scalar()) == (3, None)
     with pytest.raises(pgsluice.NotOneRow, match="there are 0"):
@@ -316,7 +316,7 @@ def test_one_row_is_one_row() -> None:
 
 
 def test_columns_of_one_name_have_no_dict() -> None:
-    result = _protocol.result(
+    result = _result.result(
         {
             "columns": [{"name": "a", "type": "int4"}] * 2,
             "rows": [[1, 2]],

@@ -406,3 +406,38 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+
+
+def test_an_early_refusal_says_that_it_was_early_and_why() -> None:
+    queue = FairQueue(places=1, max_waiting=100)
+    for turn in range(20):
+        queue.release(queue.enter("a", now=turn, deadline=1e9), now=turn + 1.0)
+    held = queue.enter("a", now=100.0, deadline=1e9)
+    with pytest.raises(QueueTimeout, match="deadline had passed") as passed:
+        queue.enter("a", now=100.0, deadline=100.0)
+    for _ in range(10):
+        queue.enter("a", now=100.0, deadline=1e9)
+    expected = r"expected to come free in 11\.0 s, and its deadline is in 2\.0 s"
+    with pytest.raises(QueueTimeout, match=expected) as hopeless:
+        queue.enter("a", now=100.0, deadline=102.0)
+    for refusal in (passed, hopeless):
+        assert refusal.value.early
+        assert "within" not in refusal.value.message
+    assert held.granted
+    assert not QueueTimeout(waited=1.0).early
+
+
+def test_limits_may_change_under_those_who_wait() -> None:
+    queue = FairQueue(places=4, max_waiting=1, share=1.0)
+    held = [queue.enter("a", now=0.0, deadline=9.0) for _ in range(4)]
+    queue.enter("a", now=0.0, deadline=9.0)
+    with pytest.raises(QueueFull):
+        queue.enter("a", now=0.0, deadline=9.0)
+    queue.configure(max_waiting=3, share=0.5)
+    mine = [queue.enter("a", now=0.0, deadline=9.0) for _ in range(2)]
+    other = queue.enter("b", now=0.0, deadline=9.0)
+    # The share counts from now on: with three places held, the tenant is above it.
+    assert queue.release(held[0], now=1.0) == [other]
+    assert not mine[0].granted
+    with pytest.raises(ValueError, match="out of range"):
+        queue.configure(max_waiting=-1, share=0.5)

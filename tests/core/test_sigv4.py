@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -602,3 +603,44 @@ def test_one_changed_bit_is_enough_to_be_refused(
         verify_signed(with_header(request, b"idempotency-key", b"k-2"), "s", moment)
     with pytest.raises(InvalidSignature):
         verify_signed(request, "t", moment)
+
+
+def test_ten_thousand_requests_verify_as_botocore_signed_them_and_not_with_one_byte_changed() -> (
+    None
+):
+    # Drawn without hypothesis, which would take minutes for as many.
+    draw = random.Random(20260102)
+    letters = [chr(code) for code in range(0x20, 0x7F)]
+    changed = 0
+    for number in range(10_000):
+        path = "/" + "/".join(
+            quote("".join(draw.choices(letters, k=draw.randint(1, 6))), safe="!$&'()*+,;=:@~")
+            for _ in range(draw.randint(1, 3))
+        )
+        if "/." in path:
+            path = "/Execute"
+        query = "&".join(
+            f"q{draw.randint(0, 5)}={quote_from_bytes(draw.randbytes(draw.randint(0, 4)), safe='~')}"
+            for _ in range(draw.randint(0, 3))
+        )
+        headers = [
+            (f"h-{draw.randint(0, 9)}", "".join(draw.choices(letters, k=draw.randint(0, 20))))
+            for _ in range(draw.randint(0, 4))
+        ]
+        body = draw.randbytes(draw.randint(1, 80))
+        moment = datetime.fromtimestamp(draw.randint(10**8, 4 * 10**9), UTC)
+        secret = "".join(draw.choices(letters[1:], k=draw.randint(1, 44)))
+        token = "".join(draw.choices(letters[1:], k=30)) if number % 3 == 0 else None
+        request = signed_by_botocore(
+            path=path, query=query, headers=headers, body=body, moment=moment, secret=secret,
+            token=token, region=draw.choice(["us-east-1", "eu-central-1", "local"]),
+        )  # fmt: skip
+        facts = verify_signed(request, secret, moment)
+        assert facts.signed_at == moment.timestamp()
+        if number % 10 == 0:
+            at = draw.randrange(len(body))
+            other = body[:at] + bytes([body[at] ^ (1 << draw.randrange(8))]) + body[at + 1 :]
+            with pytest.raises(InvalidSignature):
+                verify_signed(request._replace(body=other), secret, moment)
+            changed += 1
+    assert changed == 1_000

@@ -7,7 +7,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,11 +16,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.cli.token import token_for
-from tests.fix_gateway import Gateway, running, settings_for, until
+from tests.fix_gateway import Gateway, process, running, settings_for, until
 from tests.fix_postgres import GATEWAYS, Database
 
-MASTER_KEY = "Zm9yIHRlc3RzIG9ubHksIG5ldmVyIGVsc2V3aGVyZSE="
 OURS = f"from pg_stat_activity where {GATEWAYS}"
 
 
@@ -190,33 +187,13 @@ def gateway_psql(database: Database) -> Path:
 @pytest.mark.process
 def test_killed_gateway_leaves_no_statement_behind(database: Database) -> None:
     database.sql("create table t (n int); grant all on t to public")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gateway", "serve"],
-        cwd=Path(__file__).parents[2],
-        env={
-            "DATABASE_URL": database.app_tcp_dsn + "?sslmode=disable",
-            "PGSLUICE_AUTH__MASTER_KEY": MASTER_KEY,
-            "PGSLUICE_SERVER__ADMIN_PORT": "0",
-            "PORT": "0",
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            assert process.stderr is not None
-            line = process.stderr.readline()
-            port = int(line.partition("listens on ")[2].partition(",")[0].rpartition(":")[2])
-            token = token_for(MASTER_KEY.encode(), subject="tester", lifetime=60)
-            sql = "with w as (insert into t values (1) returning n) select n, pg_sleep(60) from w"
-            with (
-                request(port, token, {"sql": sql}),
-                request(port, token, {"sql": "select pg_sleep(60)"}),
-            ):
-                until(lambda: number(database, "wait_event = 'PgSleep'") == 2, "they never ran")
-                process.send_signal(signal.SIGKILL)
-                until(lambda: number(database, "true") == 0, "statements outlived the gateway")
-        finally:
-            process.kill()
+    sql = "with w as (insert into t values (1) returning n) select n, pg_sleep(60) from w"
+    with (
+        process(database) as killed,
+        request(killed.port, killed.token(), {"sql": sql}),
+        request(killed.port, killed.token(), {"sql": "select pg_sleep(60)"}),
+    ):
+        until(lambda: number(database, "wait_event = 'PgSleep'") == 2, "they never ran")
+        killed.signal(signal.SIGKILL)
+        until(lambda: number(database, "true") == 0, "statements outlived the gateway")
     assert database.sql("select count(*) from t").strip() == "0"

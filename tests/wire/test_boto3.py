@@ -9,74 +9,14 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+
+from tests.wire.data_api import DataApi, refused
 
 pytestmark = pytest.mark.wire
 
 _numbers = itertools.count(1)
-
-
-class DataApi:
-    """boto3's client with the members that every call repeats."""
-
-    def __init__(self, gateway: Any, **credentials: str) -> None:
-        self.client = boto3.client(
-            "rds-data",
-            endpoint_url=gateway.url,
-            region_name="eu-west-1",
-            aws_access_key_id=credentials.get("access_key", gateway.access_key),
-            aws_secret_access_key=credentials.get("secret_key", gateway.secret_key),
-            config=Config(retries={"total_max_attempts": 1}),
-        )
-        self.arns = {"resourceArn": gateway.resource_arn, "secretArn": gateway.secret_arn}
-        self.database = gateway.database
-
-    def execute(self, sql: str, /, **members: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = self.client.execute_statement(
-            sql=sql, database=self.database, **self.arns, **members
-        )
-        return answer
-
-    def run(self, sql: str, /, **values: dict[str, Any]) -> dict[str, Any]:
-        parameters = [{"name": name, "value": value} for name, value in values.items()]
-        return self.execute(sql, parameters=parameters)
-
-    def one(self, sql: str, /, **values: dict[str, Any]) -> dict[str, Any]:
-        [[field]] = self.run(sql, **values)["records"]
-        assert isinstance(field, dict)
-        return field
-
-    def batch(self, sql: str, /, *sets: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = self.client.batch_execute_statement(
-            sql=sql,
-            database=self.database,
-            parameterSets=[
-                [{"name": name, "value": value} for name, value in each.items()] for each in sets
-            ],
-            **self.arns,
-            **more,
-        )
-        return answer
-
-    def begin(self) -> str:
-        answer = self.client.begin_transaction(database=self.database, **self.arns)
-        transaction: str = answer["transactionId"]
-        return transaction
-
-    def commit(self, transaction: str) -> str:
-        answer = self.client.commit_transaction(transactionId=transaction, **self.arns)
-        status: str = answer["transactionStatus"]
-        return status
-
-    def rollback(self, transaction: str) -> str:
-        answer = self.client.rollback_transaction(transactionId=transaction, **self.arns)
-        status: str = answer["transactionStatus"]
-        return status
 
 
 @pytest.fixture
@@ -92,12 +32,6 @@ def table(api: DataApi) -> Iterator[str]:
     api.execute(f"create table {name} (id serial primary key, v text not null, n numeric(10,2))")
     yield name
     api.execute(f"drop table {name}")
-
-
-def refused(caught: pytest.ExceptionInfo[ClientError]) -> tuple[str, str, int]:
-    error = caught.value.response["Error"]
-    status = caught.value.response["ResponseMetadata"]["HTTPStatusCode"]
-    return error["Code"], error["Message"], status
 
 
 def test_ddl_and_commands_have_no_records(api: DataApi, table: str) -> None:
@@ -512,41 +446,6 @@ def test_every_answer_has_a_request_id(api: DataApi) -> None:
     with pytest.raises(ClientError) as caught:
         api.execute("select nope")
     assert caught.value.response["ResponseMetadata"]["RequestId"]
-
-
-_texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=200)
-_property = settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-
-
-@_property
-@given(
-    number=st.integers(-(2**63), 2**63 - 1),
-    double=st.floats(allow_nan=False),
-    text=_texts,
-    content=st.binary(max_size=200),
-    flag=st.booleans(),
-)
-def test_any_values_make_the_round_trip(
-    api: DataApi, number: int, double: float, text: str, content: bytes, flag: bool
-) -> None:
-    sent: dict[str, dict[str, Any]] = {
-        "n": {"longValue": number},
-        "d": {"doubleValue": double},
-        "t": {"stringValue": text},
-        "c": {"blobValue": content},
-        "f": {"booleanValue": flag},
-    }
-    assert api.run("select :n, :d, :t, :c, :f", **sent)["records"] == [list(sent.values())]
-
-
-@_property
-@given(st.lists(st.none() | _texts, max_size=10))
-def test_any_list_of_texts_makes_the_round_trip(api: DataApi, texts: list[str | None]) -> None:
-    # boto3 itself refuses to send None within a list.
-    given_texts = {"arrayValue": {"stringValues": [text for text in texts if text is not None]}}
-    assert api.one("select :v::text[]", v=given_texts) == given_texts
 
 
 def test_a_large_blob_makes_the_round_trip(api: DataApi) -> None:

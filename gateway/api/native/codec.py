@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from urllib.parse import quote
 
 import msgspec
 import orjson
 
-from ...core.errors import GatewayError, InvalidParameter, InvalidRequest
+from ...core.errors import GatewayError, InvalidParameter, InvalidRequest, OutcomeUnknown
 from ...core.formats.json import Shape, encode
 from ...core.model import (
     Ask,
@@ -206,7 +207,8 @@ def read_rollback(body: bytes, path: Mapping[str, str]) -> End:
     return End(path["id"], False)
 
 
-def _columns(columns: Sequence[Column], shape: Shape) -> bytes:
+def write_columns(columns: Sequence[Column], shape: Shape) -> bytes:
+    """Names and types, as a JSON array."""
     if shape.objects and len({column.name for column in columns}) != len(columns):
         raise InvalidRequest(
             "two columns have the same name, which an object cannot hold",
@@ -219,9 +221,16 @@ def _columns(columns: Sequence[Column], shape: Shape) -> bytes:
 def _transaction(transaction: OpenTransaction | None) -> bytes:
     if transaction is None:
         return b""
-    return b',"transaction":' + orjson.dumps(
-        {"id": transaction.id, "expires_at": _moment(transaction.expires_at)}
-    )
+    return b',"transaction":' + orjson.dumps({"id": transaction.id, **_limits(transaction)})
+
+
+def _limits(transaction: OpenTransaction) -> dict[str, Any]:
+    """Until when it stays open: every answer says it."""
+    return {
+        "expires_at": _moment(transaction.expires_at),
+        "idle_timeout": transaction.idle_timeout,
+        "ends_at": _moment(transaction.ends_at),
+    }
 
 
 def _moment(seconds: float) -> str:
@@ -236,7 +245,7 @@ def write_result(result: Result, shape: Shape, transaction: OpenTransaction | No
         )
     else:
         head = b'{"columns":%b,"rows":%b' % (
-            _columns(result.columns, shape),
+            write_columns(result.columns, shape),
             encode(result.columns, result.rows, shape),
         )
     return head + write_tail(
@@ -250,7 +259,7 @@ def write_result(result: Result, shape: Shape, transaction: OpenTransaction | No
 
 def write_head(columns: Sequence[Column], shape: Shape) -> bytes:
     """The beginning of a streamed result, up to and with the bracket of its rows."""
-    return b'{"columns":%b,"rows":[' % _columns(columns, shape)
+    return b'{"columns":%b,"rows":[' % write_columns(columns, shape)
 
 
 def write_tail(
@@ -280,13 +289,7 @@ def write_results(
 
 def write_begin(transaction: OpenTransaction) -> bytes:
     """The answer to `POST /transactions`."""
-    return orjson.dumps(
-        {
-            "transaction": transaction.id,
-            "expires_at": _moment(transaction.expires_at),
-            "idle_timeout": transaction.idle_timeout,
-        }
-    )
+    return orjson.dumps({"transaction": transaction.id, **_limits(transaction)})
 
 
 def write_end(commit: bool) -> bytes:
@@ -294,7 +297,9 @@ def write_end(commit: bool) -> bytes:
     return b'{"status":"committed"}' if commit else b'{"status":"rolled_back"}'
 
 
-_EXTRA = ("sqlstate", "position", "hint", "constraint", "table", "column", "statement", "field")
+_EXTRA = (
+    "sqlstate", "position", "hint", "constraint", "table", "column", "statement", "line", "field",
+)  # fmt: skip
 
 
 def write_error(error: GatewayError, operation: str) -> tuple[int, Headers, bytes]:
@@ -310,6 +315,10 @@ def write_error(error: GatewayError, operation: str) -> tuple[int, Headers, byte
         value = getattr(error, name, None)
         if value is not None:
             problem[name] = value
+    if error.transaction is not None:
+        problem["transaction"] = {"id": error.transaction.id, **_limits(error.transaction)}
+    if isinstance(error, OutcomeUnknown) and error.key is not None:
+        problem["outcome_url"] = "/outcomes/" + quote(error.key, safe="")
     problem["retry"] = error.retry.value
     problem["outcome"] = error.outcome.value
     problem["request_id"] = getattr(error, "request_id", "")

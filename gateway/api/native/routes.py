@@ -7,47 +7,21 @@ from typing import Any
 
 import orjson
 
-from ...core.errors import NotAcceptable, NotFound
-from ...core.formats.json import maker
-from ...core.model import Begin, Call, End, ExecuteMany, Principal, Result
+from ...core.errors import NotFound
+from ...core.idempotency import is_key
+from ...core.model import Ask, Begin, Call, End, ExecuteMany, Principal, Result
 from ...engine.engine import Engine, Reply
-from ..dialect import Dialect, Exchange, Operation, Route, Server, stream
+from ...engine.ledger import moment
+from ...engine.outcomes import Became
+from ..compression import compression
+from ..dialect import Dialect, Exchange, Operation, Route, Server
 from . import codec
-
-
-def _accepts_json(exchange: Exchange) -> None:
-    for key, value in exchange.raw:
-        if key == b"accept":
-            ranges = [part.split(b";")[0].strip().lower() for part in value.split(b",")]
-            if not {b"*/*", b"application/*", b"application/json", b""} & set(ranges):
-                raise NotAcceptable(
-                    "only application/json can be produced", hint="Accept: application/json"
-                )
+from .answers import accept, write_answer
+from .upload import read_copy, run_copy, write_copy
 
 
 async def _execute(engine: Engine, who: Principal, asked: codec.ExecuteAs, call: Call) -> Reply:
     return await engine.execute(who, asked.request, call)
-
-
-async def _write_execute(exchange: Exchange, asked: codec.ExecuteAs, reply: Reply) -> None:
-    shape = asked.shape
-    if reply.rows is None:
-        assert reply.result is not None
-        body = codec.write_result(reply.result, shape, reply.transaction)
-        await exchange.send(200, codec.JSON, body)
-        return
-    rows = reply.rows
-    make = maker(rows.columns, shape)
-
-    def tail() -> bytes:
-        return b"]" + codec.write_tail(
-            rows.count, rows.command, truncated=rows.truncated, transaction=reply.transaction
-        )
-
-    head = codec.write_head(rows.columns, shape)
-    await stream(
-        exchange, reply, codec.JSON, head, lambda batch: orjson.dumps(make(batch))[1:-1], tail
-    )
 
 
 async def _batch(
@@ -97,6 +71,23 @@ async def _write_whoami(exchange: Exchange, request: Any, who: Principal) -> Non
     await exchange.send(200, codec.JSON, body)
 
 
+async def _outcome(
+    engine: Engine, who: Principal, path: Mapping[str, str], call: Call
+) -> Became:
+    key = path["key"].encode()
+    if not is_key(key):
+        raise NotFound("there is no such key")
+    ask = Ask(path.get("target"), None, path.get("database"))
+    return await engine.outcome(who, key, ask, call)
+
+
+async def _write_outcome(exchange: Exchange, request: Any, became: Became) -> None:
+    told: dict[str, str] = {"outcome": became.outcome.value}
+    if became.committed_at is not None:
+        told["committed_at"] = moment(became.committed_at)
+    await exchange.send(200, codec.JSON, orjson.dumps(told))
+
+
 def native(server: Server) -> Dialect:
     """The native dialect over *server*."""
 
@@ -112,8 +103,12 @@ def native(server: Server) -> Dialect:
         await exchange.send(202, codec.JSON, b'{"status":"cancelling"}')
 
     routes = [
-        Route("/execute", Operation("execute", codec.read_execute, _execute, _write_execute)),
+        Route("/execute", Operation("execute", codec.read_execute, _execute, write_answer)),
         Route("/batch", Operation("batch", codec.read_batch, _batch, _write_batch)),
+        Route(
+            "/copy/{table}",
+            Operation("copy", _read_nothing, run_copy, write_copy, upload=read_copy),
+        ),
         Route("/transactions", Operation("begin", codec.read_begin, _begin, _write_begin)),
         Route(
             "/transactions/{id}/commit",
@@ -127,6 +122,12 @@ def native(server: Server) -> Dialect:
             "/statements/{id}",
             Operation("cancel", _read_nothing, cancel, write_cancel, "DELETE"),
         ),
+        Route(
+            "/outcomes/{key}",
+            Operation("outcome", _read_nothing, _outcome, _write_outcome, "GET"),
+        ),
         Route("/whoami", Operation("whoami", _read_nothing, _whoami, _write_whoami, "GET")),
     ]
-    return Dialect(server, routes, codec.write_error, b"x-gateway-request-id", _accepts_json)
+    return Dialect(
+        server, routes, codec.write_error, b"x-gateway-request-id", accept, compression()
+    )

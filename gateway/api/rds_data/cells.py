@@ -36,6 +36,9 @@ class Special(Enum):
     """bit(1): text `0` or `1`, a boolean for the Data API."""
     TIMETZ = "timetz"
     """The Data API knows no time zones: the time in UTC, zone dropped."""
+    VECTOR = "vector"
+    """int2vector or oidvector in an array: PostgreSQL's text, for one of them may be NULL, and
+    among `arrayValues` there is no NULL."""
 
 
 class SpecialArray(NamedTuple):
@@ -232,11 +235,24 @@ def _leaves(values: Sequence[Any]) -> list[Any]:
     return found
 
 
+def _vector_texts(values: Sequence[Any]) -> list[Any]:
+    return [
+        None
+        if value is None
+        else " ".join(map(str, value))
+        if all(isinstance(item, int) for item in value)
+        else _vector_texts(value)
+        for value in values
+    ]
+
+
 def _array_cell(element: Kind | Special, choices: Choices) -> Callable[[Any], Any]:
     """What turns a (nested) list of *element* into an `arrayValue` cell."""
     member, change = _ELEMENTS.get(element, ("stringValues", _same))
     if element is Kind.INT and choices.long_return == "STRING":
         member, change = "stringValues", str
+    if element is Special.VECTOR:
+        return lambda values: _Array(_nested("stringValues", _same, _vector_texts(values)))
     if element is Kind.NUMERIC and choices.decimal_return == "DOUBLE_OR_LONG":
 
         def decimals(values: Any) -> _Array:
@@ -338,6 +354,8 @@ def _cell_kind(column: Column) -> CellKind:
         return Special.TIMETZ
     if column.type == "_timetz":
         return SpecialArray(Special.TIMETZ)
+    if column.type in ("_int2vector", "_oidvector"):
+        return SpecialArray(Special.VECTOR)
     if column.typmod == 1:
         if column.type == "bit":
             return Special.BIT

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from ...core.errors import InvalidParameter, InvalidRequest, Outcome
+from ...core.errors import InvalidParameter, InvalidRequest
 from ...core.model import Ask, Begin, Column, End, Execute, Result, Statement, Typed
 from .cells import Choices, Encode, cell_kinds, formatted_encoder, row_encoder
 from .failures import write_error as write_error
@@ -389,6 +389,21 @@ class Frame(NamedTuple):
     tail: bytes
 
 
+def check_labels(columns: Sequence[Column]) -> list[str]:
+    """The labels of *columns*, which must differ to be the keys of an object.
+
+    Raises:
+        InvalidParameter: Two of them are the same.
+    """
+    labels = [column.name for column in columns]
+    if len(set(labels)) != len(labels):
+        raise InvalidParameter(
+            "formatRecordsAs JSON needs a different label for each column",
+            field="formatRecordsAs",
+        )
+    return labels
+
+
 def frame(
     columns: Sequence[Column],
     options: ExecuteOptions,
@@ -404,12 +419,7 @@ def frame(
     """
     kinds = cell_kinds(columns)
     if options.format_json:
-        labels = [column.name for column in columns]
-        if len(set(labels)) != len(labels):
-            raise InvalidParameter(
-                "formatRecordsAs JSON needs a different label for each column",
-                field="formatRecordsAs",
-            )
+        labels = check_labels(columns)
         rows = formatted_encoder(labels, kinds, options.choices)
         return Frame(b'{"numberOfRecordsUpdated":0,"formattedRecords":"[', rows, b']"}')
     described = b""
@@ -429,12 +439,7 @@ def write_execute(
     """
     if not result.has_rows:
         return b'{"generatedFields":[],"numberOfRecordsUpdated":%d}' % result.row_count
-    try:
-        pieces = frame(result.columns, options, metadata)
-    except InvalidParameter as error:
-        if result.command.startswith(("INSERT", "UPDATE", "DELETE", "MERGE")):
-            error.outcome = Outcome.COMMITTED
-        raise
+    pieces = frame(result.columns, options, metadata)
     return pieces.head + pieces.rows(result.rows) + pieces.tail
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from math import ceil
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
 from ...core.errors import (
     AuthUnavailable,
+    AwsCannot,
     DatabaseError,
     DatabaseUnavailable,
     Draining,
@@ -25,19 +27,26 @@ from ...core.errors import (
     Internal,
     InvalidParameter,
     InvalidRequest,
+    KeyInProgress,
+    KeyReused,
     MethodNotAllowed,
     NotFound,
     Outcome,
     OutcomeUnknown,
     QueueFull,
     QueueTimeout,
+    RateLimited,
+    ResultNotKept,
     ResultTooLarge,
     Retry,
+    SecretInvalid,
+    SecretUnavailable,
     SeveralStatements,
     SlowRequest,
     StatementCancelled,
     StatementNotAllowed,
     StatementTimeout,
+    TransactionBusy,
     TransactionGone,
     Unauthenticated,
 )
@@ -50,7 +59,12 @@ _encode = msgspec.json.Encoder().encode
 _NAMES: dict[type[GatewayError], tuple[str, int]] = {
     DatabaseError: ("DatabaseErrorException", 400),
     StatementCancelled: ("DatabaseErrorException", 400),
+    TransactionBusy: ("DatabaseErrorException", 400),
     OutcomeUnknown: ("DatabaseErrorException", 400),
+    # Sent again by nobody: the same call has another key when its library repeats it.
+    KeyInProgress: ("DatabaseErrorException", 409),
+    KeyReused: ("BadRequestException", 400),
+    ResultNotKept: ("UnsupportedResultException", 400),
     StatementTimeout: ("StatementTimeoutException", 400),
     ResultTooLarge: ("UnsupportedResultException", 400),
     TransactionGone: ("TransactionNotFoundException", 404),
@@ -59,9 +73,12 @@ _NAMES: dict[type[GatewayError], tuple[str, int]] = {
     Forbidden: ("AccessDeniedException", 403),
     StatementNotAllowed: ("AccessDeniedException", 403),
     QueueFull: ("ThrottlingException", 429),
+    RateLimited: ("ThrottlingException", 429),
     QueueTimeout: ("ServiceUnavailableError", 503),
     Draining: ("ServiceUnavailableError", 503),
     AuthUnavailable: ("ServiceUnavailableError", 503),
+    SecretUnavailable: ("SecretsErrorException", 400),
+    SecretInvalid: ("InvalidSecretException", 400),
     DatabaseUnavailable: ("DatabaseUnavailableException", 504),
     NotFound: ("UnknownOperationException", 404),
     MethodNotAllowed: ("UnknownOperationException", 405),
@@ -101,7 +118,7 @@ def _sql_message(error: GatewayError, sqlstate: str) -> str:
 
 
 def _message(error: GatewayError, operation: str) -> str:
-    if isinstance(error, (DatabaseError, StatementCancelled, OutcomeUnknown)):
+    if isinstance(error, (DatabaseError, KeyInProgress, StatementCancelled, OutcomeUnknown)):
         return _sql_message(error, error.sqlstate)
     if isinstance(error, SeveralStatements):
         return "Multistatements aren't supported."
@@ -117,8 +134,12 @@ def _message(error: GatewayError, operation: str) -> str:
     return _one_line(message)
 
 
+_PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+
 def _header(text: str) -> bytes:
-    return text.encode("ascii", "replace")
+    """*text* as the value of a header: what is not printable ASCII is percent-encoded."""
+    return quote(text, safe=_PLAIN).encode("ascii")
 
 
 def write_error(
@@ -129,13 +150,18 @@ def write_error(
     Besides the modelled members there are `sqlState`, `constraint`, `table`, `column`,
     `hint`, `statement` (index of the failing set of a batch), `outcome` and `retry`. In
     JavaScript they are properties of the exception; boto3 drops them and keeps the
-    headers, which therefore say the most important of it again.
+    headers, which therefore say the same again: `x-gateway-sqlstate`, `-constraint` ….
 
     Args:
         operation: Name in the model, such as `ExecuteStatement`.
     """
     if isinstance(error, Unauthenticated):
         name, status = error.aws_name, error.aws_status
+    elif isinstance(error, AwsCannot):
+        name, status = error.aws_name, error.status
+    elif type(error) is InvalidRequest and error.field is not None:
+        # About one member. BadRequestException would make one library try it thirty times.
+        name, status = "ValidationException", error.status
     else:
         name, status = _exception(type(error))
     if status >= 429 and (error.retry is not Retry.SAFE or error.outcome is not _NOT_EXECUTED):
@@ -152,6 +178,9 @@ def write_error(
         (b"x-gateway-outcome", _header(error.outcome.value)),
         (b"x-gateway-retry", _header(error.retry.value)),
     ]
+    if isinstance(error, OutcomeUnknown) and error.key is not None:
+        body["resolveUrl"] = where = "/outcomes/" + quote(error.key, safe="")
+        headers.append((b"x-gateway-outcome-url", where.encode("ascii")))
     sqlstate = getattr(error, "sqlstate", None)
     if sqlstate:
         body["sqlState"] = sqlstate
@@ -160,6 +189,8 @@ def write_error(
         value = getattr(error, member, None)
         if value is not None:
             body[member] = value
+            if member != "hint":
+                headers.append((b"x-gateway-" + member.encode(), _header(str(value))))
     if isinstance(error, InvalidRequest) and error.field:
         body["field"] = error.field
     if isinstance(error, StatementTimeout) and error.backend is not None:

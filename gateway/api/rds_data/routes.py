@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from ...core.errors import InvalidRequest
+import msgspec
+
+from ...core.errors import GatewayError, InvalidRequest, TransactionBusy
 from ...core.model import Begin, Call, Column, End, Execute, ExecuteMany, Principal, Result
 from ...engine.engine import Engine, Reply
-from ..dialect import Dialect, Exchange, Headers, Operation, Route, Server, stream
-from . import codec
+from ...engine.targets import Target
+from ..dialect import Dialect, Exchange, Operation, Route, Server, stream
+from ..wire import Headers
+from . import codec, compat
+from .continued import continued
 from .metadata import (
     COLUMN_FACTS_SQL,
     TYPE_FACTS_SQL,
@@ -20,8 +26,11 @@ from .metadata import (
 )
 
 _JSON: Headers = [(b"content-type", b"application/json")]
-_FACTS_KEPT = 30.0
-"""Seconds. DDL that goes through this gateway makes them void at once."""
+_FACTS_KEPT = 1.0
+"""Seconds. DDL of this dialect's callers makes them void at once."""
+_UNTIL = "until"
+_CHANGING = "changing"
+"""Ids of open transactions that ran DDL."""
 _DML = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "WITH", "TABLE"})
 
 
@@ -65,25 +74,103 @@ def _read_execute_sql(body: bytes, path: Mapping[str, str]) -> Execute:
 
 
 async def _execute(engine: Engine, who: Principal, asked: Asked, call: Call) -> Reply:
-    reply = await engine.execute(who, asked.request, call)
-    if reply.result is not None and reply.result.command not in _DML:
-        reply.target.column_facts.clear()
-    return reply
+    request, options = asked
+    aws = engine.behaves_as_aws(who, request.ask)
+    if aws:
+        request = compat.check_execute(request)
+        _check_idle(engine, who, request.transaction)
+    if aws or options.format_json:
+        call.vet = partial(_vet, options, aws)
+
+    async def run() -> Reply:
+        reply = await engine.execute(who, request, call)
+        if reply.result is not None and reply.result.command not in _DML:
+            _described_anew(engine, reply.target, request.transaction)
+        return reply
+
+    if options.continue_after_timeout:
+        return await continued(engine, who, request.ask, call, run)
+    return await run()
+
+
+def _check_idle(engine: Engine, who: Principal, transaction: str | None) -> None:
+    if transaction is not None and engine.transactions.is_busy(transaction, who):
+        raise TransactionBusy
+
+
+def _described_anew(engine: Engine, target: Target, transaction: str | None) -> None:
+    """What is known of columns is void after DDL: now, and when its transaction commits."""
+    facts = target.column_facts
+    changing = facts.get(_CHANGING, set()) & engine.transactions.open.keys()
+    facts.clear()
+    if transaction is not None:
+        changing.add(transaction)
+    if changing:
+        facts[_CHANGING] = changing
+
+
+def _vet(options: codec.ExecuteOptions, aws: bool, connection: Any, result: Result) -> None:
+    """Refuse a result that cannot be written, before what made it is committed."""
+    if not result.has_rows:
+        return
+    if options.format_json:
+        codec.check_labels(result.columns)
+    if aws:
+        _check_types(connection, result.columns)
+        compat.Count(result.columns).add(result.rows)
+        if options.format_json:
+            _check_formatted(codec.write_execute(result, options))
+
+
+def _check_types(connection: Any, columns: Sequence[Column]) -> None:
+    compat.check_columns(columns, lambda oid: connection.catalog.facts(oid).kind == "e")
+
+
+def _check_formatted(answer: bytes) -> None:
+    if len(answer) > compat.FORMATTED_BYTES:
+        compat.check_formatted(len(msgspec.json.decode(answer)["formattedRecords"].encode()))
+
+
+async def _like_aws(options: codec.ExecuteOptions, reply: Reply) -> Result:
+    """The rows of *reply*, complete, or what AWS would say of them."""
+    if reply.rows is None:
+        assert reply.result is not None
+        if not reply.wrote:
+            _vet(options, True, reply.connection, reply.result)
+        return reply.result
+    rows = reply.rows
+    kept: list[Sequence[Any]] = []
+    count = compat.Count(rows.columns)
+    try:
+        _check_types(reply.connection, rows.columns)
+        async for batch in rows.batches():
+            count.add(batch)
+            kept.extend(batch)
+    except GatewayError:
+        # The transaction goes on, so that its caller can page.
+        await rows.stop()
+        raise
+    result = Result(rows.columns, kept, len(kept), rows.command, True)
+    if options.format_json:
+        _check_formatted(codec.write_execute(result, options))
+    return result
 
 
 async def _write_execute(exchange: Exchange, asked: Asked, reply: Reply) -> None:
     options = asked.options
+    result = reply.result
+    if reply.target.settings.compat == "aws":
+        result = await _like_aws(options, reply)
     columns: Sequence[Column] = ()
-    if reply.rows is not None:
+    if result is not None:
+        columns = result.columns
+    elif reply.rows is not None:
         columns = reply.rows.columns
-    elif reply.result is not None:
-        columns = reply.result.columns
     metadata = None
     if options.include_metadata and columns and not options.format_json:
         metadata = await _metadata(exchange.server.engine, reply, columns)
-    if reply.rows is None:
-        assert reply.result is not None
-        body = codec.write_execute(reply.result, options, metadata)
+    if result is not None:
+        body = codec.write_execute(result, options, metadata)
         await exchange.send(200, _JSON, body)
         return
     frame = codec.frame(columns, options, metadata)
@@ -93,9 +180,12 @@ async def _write_execute(exchange: Exchange, asked: Asked, reply: Reply) -> None
 async def _metadata(engine: Engine, reply: Reply, columns: Sequence[Column]) -> Any:
     kept = reply.target.column_facts
     now = asyncio.get_running_loop().time()
-    if kept.get("until", 0.0) < now:
+    if kept.get(_UNTIL, 0.0) < now:
+        changing = kept.get(_CHANGING)
         kept.clear()
-        kept["until"] = now + _FACTS_KEPT
+        kept[_UNTIL] = now + _FACTS_KEPT
+        if changing:
+            kept[_CHANGING] = changing
     where = (id(reply.connection.catalog) if reply.connection else 0,)
     facts = kept.setdefault((*where, "columns"), {})
     types = kept.setdefault((*where, "types"), {})
@@ -122,6 +212,9 @@ async def _metadata(engine: Engine, reply: Reply, columns: Sequence[Column]) -> 
 async def _batch(
     engine: Engine, who: Principal, request: ExecuteMany, call: Call
 ) -> tuple[list[Result], Reply]:
+    if engine.behaves_as_aws(who, request.ask):
+        request = compat.check_batch(request)
+        _check_idle(engine, who, request.transaction)
     return await engine.execute_many(who, request, call)
 
 
@@ -129,10 +222,14 @@ async def _write_batch(
     exchange: Exchange, request: ExecuteMany, done: tuple[list[Result], Reply]
 ) -> None:
     results, exchange.reply = done
+    if exchange.reply.target.settings.compat == "aws":
+        results = [each._replace(rows=()) for each in results]
     await exchange.send(200, _JSON, codec.write_batch(results))
 
 
 async def _begin(engine: Engine, who: Principal, request: Begin, call: Call) -> Reply:
+    if engine.behaves_as_aws(who, request.ask):
+        compat.check_begin(request)
     return await engine.begin(who, request, call)
 
 
@@ -142,7 +239,19 @@ async def _write_begin(exchange: Exchange, request: Begin, reply: Reply) -> None
 
 
 async def _end(engine: Engine, who: Principal, request: End, call: Call) -> Reply:
-    return await engine.end(who, request, call)
+    if engine.behaves_as_aws(who, request.ask):
+        compat.check_end(request)
+        _check_idle(engine, who, request.transaction)
+    reply = await engine.end(who, request, call)
+    facts = reply.target.column_facts
+    changing = facts.get(_CHANGING)
+    if changing and request.transaction in changing:
+        # Others may have asked meanwhile, and kept what was so before the commit.
+        changing.discard(request.transaction)
+        facts.clear()
+        if changing:
+            facts[_CHANGING] = changing
+    return reply
 
 
 async def _write_end(exchange: Exchange, request: End, reply: Reply) -> None:

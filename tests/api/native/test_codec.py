@@ -191,10 +191,16 @@ class TestResult:
 
     def test_extras_stand_only_where_there_are_some(self) -> None:
         result = _result("a")._replace(notices=("told",), truncated=True)
-        answer = json.loads(codec.write_result(result, ARRAYS, OpenTransaction("x", 0.0, 60.0)))
+        transaction = OpenTransaction("x", 0.0, 60.0, 86_400.0)
+        answer = json.loads(codec.write_result(result, ARRAYS, transaction))
         assert answer["notices"] == ["told"]
         assert answer["truncated"] is True
-        assert answer["transaction"] == {"id": "x", "expires_at": "1970-01-01T00:00:00.000+00:00"}
+        assert answer["transaction"] == {
+            "id": "x",
+            "expires_at": "1970-01-01T00:00:00.000+00:00",
+            "idle_timeout": 60.0,
+            "ends_at": "1970-01-02T00:00:00.000+00:00",
+        }
 
     def test_a_streamed_answer_is_the_same_as_a_whole_one(self) -> None:
         result = _result("a", rows=[(1,), (2,)])

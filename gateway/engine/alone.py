@@ -1,0 +1,181 @@
+"""One statement by itself: read in one flight, written in three, or bare."""
+
+from __future__ import annotations
+
+from ..core.errors import OutcomeUnknown
+from ..core.model import (
+    Call,
+    Execute,
+    Grant,
+    Result,
+    TransactionMode,
+)
+from ..postgres.connection import OverBudget
+from ..postgres.failures import (
+    INVALID_TERMINATION,
+    NO_TRANSACTION_BLOCK,
+    READ_ONLY,
+    lost,
+    sqlstate,
+    translate,
+)
+from .ledger import NONE
+from .parts import left
+from .plans import Bound, Plan, bind
+from .reading import Reads
+from .reply import Reply, result_of
+from .targets import Lease
+from .told import keep_state, timed_out, too_large
+from .work import Work
+
+
+class Alone(Reads):
+    """Runs one statement outside any transaction of the caller's."""
+
+    async def _alone(
+        self,
+        lease: Lease,
+        plan: Plan,
+        request: Execute,
+        grant: Grant,
+        call: Call,
+        work: Work | None,
+        deadline: float,
+    ) -> Reply:
+        read_only = request.read_only or grant.read_only
+        mode = TransactionMode(read_only=read_only)
+
+        async def once() -> Reply:
+            while True:
+                if plan.bare and not read_only:
+                    call.idempotency = NONE
+                    call.in_doubt = True
+                    return await self._bare(lease, plan, request, deadline)
+                if (read_only or not plan.writes) and request.schema is None:
+                    try:
+                        return await self._read(lease, plan, request, grant, call, deadline)
+                    except OverBudget:
+                        plan.large = True
+                        await lease.replace(deadline, "budget")
+                        continue
+                    except Exception as error:
+                        if sqlstate(error) != READ_ONLY or read_only:
+                            raise
+                        plan.writes = True
+                try:
+                    return await self._write(
+                        lease, plan, request, grant, mode, call, work, deadline
+                    )
+                except Exception as error:
+                    state = sqlstate(error)
+                    if state not in (NO_TRANSACTION_BLOCK, INVALID_TERMINATION) or read_only:
+                        raise
+                    plan.bare = True
+                    await lease.connection.script("ROLLBACK", left(deadline, self._time))
+
+        return await self._attempts(lease, call, deadline, once)
+
+    async def _write(
+        self,
+        lease: Lease,
+        plan: Plan,
+        request: Execute,
+        grant: Grant,
+        mode: TransactionMode,
+        call: Call,
+        work: Work | None,
+        deadline: float,
+    ) -> Reply:
+        connection = lease.connection
+        target = lease.target
+        before = connection.counter.received
+        bound: Bound | None = None
+        try:
+            if request.schema is None and work is None:
+                # Prepared before BEGIN: a failed Parse then aborts nothing.
+                bound = await bind(connection, plan, request.statement, left(deadline, self._time))
+            if work is None:
+                await connection.begin(mode, left(deadline, self._time))
+            else:
+                kept = await work.begin(lease, mode, deadline)
+                if kept is not None:
+                    return self._replayed(lease, kept)
+            suffix = ""
+            if request.schema is not None:
+                suffix = await self._search_path(connection, request.schema, deadline)
+            if bound is None:
+                bound = await bind(
+                    connection,
+                    plan,
+                    request.statement,
+                    left(deadline, self._time),
+                    suffix=suffix,
+                    in_transaction=True,
+                )
+            answer = await connection.run(
+                bound.described,
+                bound.arguments,
+                timeout=left(deadline, self._time),
+                budget=min(target.settings.response_bytes, grant.limits.response_bytes),
+            )
+            if not connection.in_transaction:
+                connection.abort()
+                raise OutcomeUnknown("the statement ended its own transaction")
+            result = result_of(connection, bound, answer, request.max_rows)
+            if call.vet is not None:
+                call.vet(connection, result)
+            if work is not None:
+                size = connection.counter.received - before
+                await work.record(connection, [result], size, deadline)
+        except OverBudget:
+            raise too_large(target) from None
+        except Exception as error:
+            kept = await self._done_by_twin(work, lease, error, deadline)
+            if kept is not None:
+                return self._replayed(lease, kept)
+            if bound is not None:
+                keep_state(error, bound)
+            raise
+        await self._conclude(lease, call, work, deadline)
+        return Reply(
+            target, result=result, after=lease.settle, connection=lease.connection, wrote=True
+        )
+
+    def _replayed(self, lease: Lease, kept: list[Result]) -> Reply:
+        return Reply(
+            lease.target,
+            result=kept[0],
+            after=lease.settle,
+            connection=lease.connection,
+            wrote=True,
+        )
+
+    async def _bare(self, lease: Lease, plan: Plan, request: Execute, deadline: float) -> Reply:
+        """What cannot run in a transaction block runs alone, and its connection is closed."""
+        connection = lease.connection
+        await connection.script(
+            "SET default_transaction_read_only = off", left(deadline, self._time)
+        )
+        connection.broken = True
+        bound = await bind(connection, plan, request.statement, left(deadline, self._time))
+        try:
+            answer = await connection.run(
+                bound.described,
+                bound.arguments,
+                timeout=left(deadline, self._time),
+                budget=lease.target.settings.response_bytes,
+            )
+        except TimeoutError:
+            timeout = timed_out(connection)
+            timeout.outcome = OutcomeUnknown.outcome
+            timeout.retry = OutcomeUnknown.retry
+            raise timeout from None
+        except Exception as error:
+            if lost(error):
+                raise translate(error, may_have_run=True) from error
+            keep_state(error, bound)
+            raise
+        result = result_of(connection, bound, answer, request.max_rows)
+        return Reply(
+            lease.target, result=result, after=lease.settle, connection=connection, wrote=True
+        )

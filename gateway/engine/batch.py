@@ -1,0 +1,246 @@
+"""Several statements in one transaction, the caller's or their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.classify import Path
+from ..core.errors import (
+    GatewayError,
+    StatementRefused,
+)
+from ..core.model import (
+    Call,
+    ExecuteBatch,
+    ExecuteMany,
+    Principal,
+    Result,
+    Statement,
+    TransactionMode,
+)
+from ..postgres.connection import Connection, OverBudget
+from ..postgres.failures import (
+    lost,
+    sqlstate,
+)
+from .held import Opened
+from .parts import deadline_of, left, plans_of
+from .plans import Plan, bind
+from .reply import Reply, result_of
+from .targets import Lease, Target
+from .told import after_failure, keep_state, told, too_large
+from .work import Work
+
+
+class Several(Opened):
+    """Runs batches."""
+
+    async def _several(
+        self,
+        principal: Principal,
+        request: ExecuteBatch | ExecuteMany,
+        statements: Sequence[Statement],
+        call: Call,
+    ) -> tuple[list[Result], Reply]:
+        many = isinstance(request, ExecuteMany) and not request.counts
+        if request.transaction is not None:
+            held = self.transactions.find(request.transaction, principal, request.ask)
+            self._same_grant(principal, held, request)
+            plans = plans_of(held.target, held.grant, statements)
+            await self._hold(held.grant, plans, request.schema)
+            deadline = deadline_of(call, request.timeout, held.grant, held.target)
+            deadline = await self._enter(held, deadline, call)
+            work = self._work(call)
+            try:
+                connection = held.lease.connection
+                before = connection.counter.received
+                if work is not None:
+                    kept = work.recall()
+                    if kept is not None:
+                        results = kept
+                        return results, self._reply_in(held)
+                await connection.quiet(left(deadline, self._time))
+                suffix = ""
+                if request.schema is not None:
+                    suffix = await self._search_path(connection, request.schema, deadline)
+                results = await self._each(
+                    connection, held.target, plans, statements, deadline, many, suffix
+                )
+                if work is not None:
+                    work.keep_answer(results, connection.counter.received - before)
+            except BaseException as error:
+                raise self._failed_in(held, error, call) from None
+            return results, self._reply_in(held)
+        grant, target = self._grant(principal, request.ask)
+        plans = plans_of(target, grant, statements)
+        await self._hold(grant, plans, request.schema)
+        for index, plan in enumerate(plans):
+            if plan.bare or plan.classified.path is Path.SAVEPOINT:
+                refused = StatementRefused(
+                    f"{plan.classified.verb} cannot be part of a batch",
+                    hint="send it alone",
+                )
+                refused.statement = index
+                raise refused
+        deadline = deadline_of(call, request.timeout, grant, target)
+        if not statements:
+            return [], Reply(target)
+        mode = request.mode._replace(read_only=request.mode.read_only or grant.read_only)
+        work = None
+        if call.keyed is not None and not mode.read_only:
+            work = self._work(call)
+        try:
+            if work is not None:
+                # Twins wait here, without a connection.
+                await work.take(deadline)
+            lease = await self._lease(target, grant, deadline, call)
+            try:
+                started = self._time()
+
+                async def once() -> list[Result]:
+                    return await self._one_transaction(
+                        lease, plans, statements, request, mode, call, work, deadline
+                    )
+
+                results = await self._attempts(lease, call, deadline, once)
+                call.running = self._time() - started
+            except BaseException as error:
+                raise after_failure(lease, error, call) from None
+        finally:
+            if work is not None:
+                work.leave()
+        return results, Reply(target, after=lease.settle, wrote=not mode.read_only)
+
+    async def _one_transaction(
+        self,
+        lease: Lease,
+        plans: Sequence[Plan],
+        statements: Sequence[Statement],
+        request: ExecuteBatch | ExecuteMany,
+        mode: TransactionMode,
+        call: Call,
+        work: Work | None,
+        deadline: float,
+    ) -> list[Result]:
+        connection = lease.connection
+        before = connection.counter.received
+        try:
+            if work is None:
+                if request.schema is None and len(statements[0].parameters or ()):
+                    await bind(connection, plans[0], statements[0], left(deadline, self._time))
+                await connection.begin(mode, left(deadline, self._time))
+            else:
+                kept: list[Result] | None = await work.begin(lease, mode, deadline)
+                if kept is not None:
+                    return kept
+            suffix = ""
+            if request.schema is not None:
+                suffix = await self._search_path(connection, request.schema, deadline)
+            many = isinstance(request, ExecuteMany) and not request.counts
+            results = await self._each(
+                connection, lease.target, plans, statements, deadline, many, suffix
+            )
+            if work is not None:
+                await work.record(
+                    connection, results, connection.counter.received - before, deadline
+                )
+        except Exception as error:
+            kept = await self._done_by_twin(work, lease, error, deadline)
+            if kept is None:
+                raise
+            return kept
+        await self._conclude(lease, call, work, deadline)
+        return results
+
+    async def _each(
+        self,
+        connection: Connection,
+        target: Target,
+        plans: Sequence[Plan],
+        statements: Sequence[Statement],
+        deadline: float,
+        many: bool,
+        suffix: str,
+    ) -> list[Result]:
+        results: list[Result] = []
+        room = target.settings.response_bytes
+        try:
+            if many and len(statements) > 1:
+                done = await self._pipelined(connection, plans[0], statements, deadline, suffix)
+                if done is not None:
+                    return done
+            for plan, statement in zip(plans, statements, strict=True):
+                bound = await bind(
+                    connection,
+                    plan,
+                    statement,
+                    left(deadline, self._time),
+                    suffix=suffix,
+                    in_transaction=True,
+                )
+                before = connection.counter.received
+                try:
+                    answer = await connection.run(
+                        bound.described,
+                        bound.arguments,
+                        timeout=left(deadline, self._time),
+                        budget=room,
+                    )
+                except OverBudget:
+                    raise too_large(target) from None
+                except Exception as error:
+                    keep_state(error, bound)
+                    raise
+                room -= connection.counter.received - before
+                results.append(result_of(connection, bound, answer, None))
+        except TimeoutError:
+            raise
+        except Exception as error:
+            said = told(error, connection)
+            if isinstance(said, GatewayError) and said.statement is None:
+                said.statement = len(results)
+            raise said from error
+        return results
+
+    async def _pipelined(
+        self,
+        connection: Connection,
+        plan: Plan,
+        statements: Sequence[Statement],
+        deadline: float,
+        suffix: str,
+    ) -> list[Result] | None:
+        """Sets of a statement that returns no rows, in one flight; `None` if it returns some."""
+        first = await bind(
+            connection, plan, statements[0], left(deadline, self._time), suffix=suffix,
+            in_transaction=True,
+        )  # fmt: skip
+        if first.described.columns is not None:
+            return None
+        sets = []
+        for index, statement in enumerate(statements):
+            try:
+                bound = await bind(
+                    connection, plan, statement, left(deadline, self._time), suffix=suffix,
+                    in_transaction=True,
+                )  # fmt: skip
+            except GatewayError as error:
+                error.statement = index
+                raise
+            if bound.described is not first.described:
+                return None
+            sets.append(bound.arguments)
+        await connection.script("SAVEPOINT pgsluice_batch", left(deadline, self._time))
+        try:
+            await connection.run_many(first.described, sets, timeout=left(deadline, self._time))
+        except Exception as error:
+            if sqlstate(error) is None or lost(error):
+                raise
+            # One by one from the start, to learn which set it is.
+            await connection.script(
+                "ROLLBACK TO SAVEPOINT pgsluice_batch", left(deadline, self._time)
+            )
+            return None
+        await connection.script("RELEASE SAVEPOINT pgsluice_batch", left(deadline, self._time))
+        empty = Result((), (), 0, plan.classified.verb, False)
+        return [empty] * len(statements)

@@ -1,0 +1,403 @@
+"""What every way through the engine needs: grants, deadlines, leases, rows, COMMIT."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from ..core.classify import Path
+from ..core.deadline import left as time_left
+from ..core.deadline import smallest
+from ..core.errors import (
+    DatabaseUnavailable,
+    GatewayError,
+    Outcome,
+    OutcomeUnknown,
+    RateLimited,
+    TransactionFailed,
+    TransactionGone,
+)
+from ..core.model import (
+    Ask,
+    Call,
+    Execute,
+    Grant,
+    Principal,
+    Statement,
+)
+from ..core.observation import Repeated
+from ..core.policy import Rule, authorise
+from ..core.retries import pause
+from ..core.streams import FIRST_ROWS
+from ..core.throttle import Buckets
+from ..postgres.connection import Answer, Connection, OverBudget
+from ..postgres.failures import (
+    IN_RECOVERY,
+    STALE,
+    is_sign_of_ddl,
+    lost,
+    sqlstate,
+    translate,
+    unsent,
+)
+from .guard_rail import GuardRail
+from .ledger import Ledger
+from .plans import Bound, Plan, check_allowed, check_parameters
+from .streams import Rows
+from .targets import Lease, Target, Targets
+from .told import RolledBack, keep_state, told, too_large
+from .transactions import Held, Transactions
+from .work import Work
+
+_T = TypeVar("_T")
+RATES_KEPT = 10_000
+"""Principals whose rate is counted; one that was not seen for long starts with a full bucket."""
+COMMIT_TIMEOUT = 30.0
+"""Seconds. A COMMIT is never cancelled for its caller's sake."""
+
+
+class Parts:
+    """What an engine is made of, and the steps that its ways share."""
+
+    def __init__(
+        self,
+        *,
+        targets: Targets,
+        transactions: Transactions,
+        rules: Sequence[Rule],
+        ledger: Ledger,
+        wall: Callable[[], float],
+    ) -> None:
+        self.targets = targets
+        self.transactions = transactions
+        self.rules = rules
+        self.ledger = ledger
+        self._wall = wall
+        self._time = asyncio.get_running_loop().time
+        self.guard_rail = GuardRail()
+        self._rates = Buckets(size=RATES_KEPT)
+
+    async def _rows(
+        self,
+        connection: Connection,
+        bound: Bound,
+        portal: str,
+        target: Target,
+        grant: Grant,
+        deadlines: tuple[float, float],
+        max_rows: int | None = None,
+        first: tuple[Answer, int] | None = None,
+    ) -> Rows:
+        """The rows of an open portal.
+
+        Args:
+            deadlines: For the first rows, and for all of them.
+            first: What was fetched already, and the bytes that it took.
+        """
+        budget = target.settings.response_bytes
+        deadline, until = deadlines
+
+        async def fetch(count: int) -> tuple[Answer, int]:
+            before = connection.counter.received
+            try:
+                answer = await connection.fetch_portal(
+                    bound.described, portal, count,
+                    timeout=left(deadline, self._time), budget=budget,
+                )  # fmt: skip
+            except OverBudget:
+                raise too_large(target) from None
+            except Exception as error:
+                keep_state(error, bound)
+                raise
+            return answer, connection.counter.received - before
+
+        async def rest(count: int) -> tuple[Answer, int]:
+            try:
+                return await fetch(count)
+            except Exception as error:
+                raise told(error, connection) from error
+
+        answer, received = first or await fetch(FIRST_ROWS)
+        deadline = until
+        return Rows(
+            bound.described.columns or (), answer, rest, received=received,
+            max_rows=max_rows, limits=grant.limits,
+        )  # fmt: skip
+
+    async def _search_path(self, connection: Connection, schema: str, deadline: float) -> str:
+        """Set the search_path of the transaction; return what marks statements under it."""
+        described = await connection.describe(
+            "select pg_catalog.set_config('search_path', $1, true)", left(deadline, self._time)
+        )
+        quoted = '"' + schema.replace('"', '""') + '"'
+        await connection.run(described, [quoted], timeout=left(deadline, self._time), budget=65_536)
+        return "\n--" + schema.encode().hex()
+
+    async def _commit(self, connection: Connection, call: Call) -> None:
+        """COMMIT, alone in its message, so that an error can only be its own.
+
+        Raises:
+            TransactionFailed: PostgreSQL rolled back.
+            DatabaseUnavailable: The connection was lost before COMMIT was sent.
+            OutcomeUnknown: The connection was lost before PostgreSQL answered.
+        """
+        if connection.is_closed():
+            raise RolledBack
+        call.committing = True
+        try:
+            tag = await connection.script("COMMIT", COMMIT_TIMEOUT)
+        except Exception as error:
+            connection.broken = True
+            if isinstance(error, TimeoutError) or lost(error):
+                raise OutcomeUnknown(
+                    "the connection was lost while the transaction was being committed",
+                    hint="read whether it took effect; with an idempotency key we could tell",
+                ) from error
+            raise translate(error) from error
+        finally:
+            call.committing = False
+        if tag != "COMMIT":
+            raise TransactionFailed(
+                "the transaction had failed and was rolled back", sqlstate="25P02"
+            )
+
+    async def _conclude(
+        self,
+        lease: Lease,
+        call: Call,
+        work: Work | None,
+        deadline: float,
+    ) -> None:
+        """COMMIT, and if its answer is lost and there is a key, find out whether it happened.
+
+        Raises:
+            RolledBack: The connection was lost, and nothing took effect.
+            OutcomeUnknown: It was lost, and nobody can tell.
+        """
+        if work is None:
+            await self._commit(lease.connection, call)
+            return
+        try:
+            await self._commit(lease.connection, call)
+        except OutcomeUnknown:
+            call.committing = True
+            try:
+                if not await work.resolve(lease, deadline):
+                    raise RolledBack from None
+            finally:
+                call.committing = False
+        work.committed(lease)
+
+    async def _done_by_twin(
+        self, work: Work | None, lease: Lease, error: Exception, deadline: float
+    ) -> Any:
+        """What a twin was answered whose commit made this attempt fail with *error*.
+
+        With a snapshot older than the twin's commit the look-up at the beginning could
+        not see it.
+        """
+        cause = error.__cause__ if isinstance(error, GatewayError) else error
+        if work is None or cause is None or sqlstate(cause) is None or lost(cause):
+            return None
+        return await work.again(lease, deadline)
+
+    async def _attempts(
+        self, lease: Lease, call: Call, deadline: float, once: Callable[[], Awaitable[_T]]
+    ) -> _T:
+        """*once*, and once more if what went wrong surely left nothing behind."""
+        try:
+            return await once()
+        except Exception as error:
+            if not await self._again(lease, error, deadline):
+                raise
+        return await once()
+
+    async def _again(self, lease: Lease, error: Exception, deadline: float) -> bool:
+        """Whether *error* surely left nothing behind and a second attempt can help."""
+        cause = error
+        if isinstance(error, GatewayError) and not isinstance(error, RolledBack):
+            if error.outcome is not Outcome.NOT_EXECUTED or not isinstance(
+                error.__cause__, Exception
+            ):
+                return False
+            cause = error.__cause__
+        connection = lease.connection
+        if isinstance(cause, RolledBack) or lost(cause):
+            # Nothing is committed but by COMMIT, and a COMMIT that was lost is not told so.
+            target = lease.target
+            if not target.retries.spend():
+                return False
+            target.observer.happened(Repeated(target.name))
+            if not unsent(cause):
+                await asyncio.sleep(min(pause(1, random.random()), left(deadline, self._time)))
+            if connection.is_closed() or connection.broken or lost(cause):
+                await lease.replace(deadline, "lost")
+            return True
+        state = sqlstate(cause)
+        if state in IN_RECOVERY and connection.in_recovery and lease.pool.connector.was_primary:
+            await self._find_primary(lease, deadline)
+            return True
+        if state not in STALE and not is_sign_of_ddl(cause):
+            return False
+        # DDL under a prepared statement, or somebody's DEALLOCATE: prepare anew.
+        if state == "26000":
+            await lease.replace(deadline, "dirty")
+        else:
+            if connection.in_transaction:
+                await connection.script("ROLLBACK", left(deadline, self._time))
+            connection.forget()
+        return True
+
+    def behaves_as_aws(self, principal: Principal, ask: Ask) -> bool:
+        """Whether the target that *ask* means has AWS's limits; refusals as for a statement."""
+        if not self.targets.some_like_aws:
+            return False
+        return self._grant(principal, ask)[1].settings.compat == "aws"
+
+    def answer_by(self, principal: Principal, ask: Ask, call: Call) -> tuple[float, Target]:
+        """Event-loop time by which a caller is to have its answer, and the target it means."""
+        grant, target = self._grant(principal, ask)
+        return deadline_of(call, None, grant, target), target
+
+    async def _find_primary(self, lease: Lease, deadline: float) -> None:
+        """The server turned out to be a standby now: leave it, and wait for one that writes.
+
+        Raises:
+            DatabaseUnavailable: There was none before *deadline*.
+        """
+        pool, attempt = lease.pool, 0
+        while lease.connection.in_recovery:
+            while pool.drop_idle():
+                pass  # Their server is the same one.
+            attempt += 1
+            wait = pause(attempt, random.random())
+            if self._time() + wait >= deadline:
+                raise DatabaseUnavailable(
+                    "the database takes no writes now", hint="it is a standby; send it again"
+                )
+            if attempt > 1:
+                await asyncio.sleep(wait)
+            await lease.replace(deadline, "lost")
+
+    def _work(self, call: Call) -> Work | None:
+        """The keyed work of *call*; `None` if it brought no key."""
+        return Work(self.ledger, call, call.keyed) if call.keyed is not None else None
+
+    def _grant(self, principal: Principal, ask: Any) -> tuple[Grant, Target]:
+        grant = authorise(principal, ask, self.rules, self.targets.names)
+        self._check_rate(principal, grant)
+        return grant, self.targets.get(grant.target)
+
+    def _same_grant(self, principal: Principal, held: Held, request: Any) -> None:
+        """The policy is asked for every call, and must still give what the id was made for."""
+        ask = request.ask
+        if ask.target is None:
+            ask = ask._replace(target=held.target.name)
+        if ask.database is None:
+            ask = ask._replace(database=held.grant.database)
+        grant = authorise(principal, ask, self.rules, self.targets.names)
+        if grant.target != held.grant.target or grant.login != held.grant.login:
+            raise TransactionGone("Transaction is not found.")
+        self._check_rate(principal, grant)
+        # What was made narrower since the transaction began is narrower from now on.
+        held.grant = grant
+
+    def _check_rate(self, principal: Principal, grant: Grant) -> None:
+        rps = grant.limits.rps
+        if rps:
+            wait = self._rates.take(
+                (principal.issuer, principal.subject, grant.target),
+                rate=rps,
+                burst=grant.limits.burst or max(1.0, rps),
+                now=self._time(),
+            )
+            if wait:
+                raise RateLimited(
+                    "the rate of requests allowed by the policy is exceeded", retry_after=wait
+                )
+
+    async def _hold(self, grant: Grant, plans: Sequence[Plan], schema: str | None) -> None:
+        """Hold *plans* against the tables and verbs of *grant*, if it limits any."""
+        if grant.tables or grant.verbs:
+            texts = [None if plan.classified.path is Path.SAVEPOINT else plan.sql for plan in plans]
+            await self.guard_rail.check(grant, texts, schema)
+
+    async def _lease(
+        self, target: Target, grant: Grant, deadline: float, call: Call, *,
+        long: bool = False, stream: bool = False,
+    ) -> Lease:  # fmt: skip
+        """A connection; *long* if it is for more than one statement, *stream* for a long one."""
+        entered = self._time()
+        place = None
+        if long:
+            place = await target.share.transaction(grant.tenant, deadline)
+        elif stream:
+            place = await target.share.stream(grant.tenant, deadline)
+        try:
+            lease = await target.lease(grant, deadline)
+        except BaseException:
+            if place is not None:
+                place.give_back()
+            raise
+        lease.place = place
+        target.retries.statements += 1
+        call.started = self._time()
+        call.connecting += call.started - lease.granted
+        call.queued += lease.granted - entered
+        call.target = target.name
+        call.backend = lease.connection.get_server_pid()
+        return lease
+
+
+def plan_of(target: Target, grant: Grant, statement: Statement) -> Plan:
+    """What is known of the statement, once *grant* allows it."""
+    plan = target.plans.get(statement.sql)
+    check_allowed(plan, grant)
+    check_parameters(plan, statement.parameters, statement.strict)
+    return plan
+
+
+def plans_of(target: Target, grant: Grant, statements: Sequence[Statement]) -> list[Plan]:
+    """As `plan_of`; a refusal says which of the statements it is about."""
+    plans = []
+    for index, statement in enumerate(statements):
+        try:
+            plans.append(plan_of(target, grant, statement))
+        except GatewayError as error:
+            error.statement = index
+            raise
+    return plans
+
+
+def deadline_of(call: Call, timeout: float | None, grant: Grant, target: Target) -> float:
+    """The smallest of the caller's, the statement's and the target's, in event-loop time."""
+    if call.continues and grant.limits.statement >= target.settings.statement_timeout:
+        # Its caller has an answer earlier. What the policy limits stays limited.
+        return call.received + target.settings.continued_timeout
+    return smallest(
+        call.received, call.deadline, timeout, grant.limits.statement,
+        target.settings.statement_timeout,
+    )  # fmt: skip
+
+
+def within_rows(request: Execute, grant: Grant) -> Execute:
+    """*request* with no more rows than *grant* allows."""
+    most = grant.limits.rows
+    return request._replace(
+        max_rows=most if request.max_rows is None else min(most, request.max_rows)
+    )
+
+
+def stream_end(
+    call: Call, timeout: float | None, grant: Grant, target: Target, now: float
+) -> float:
+    """When a stream that begins now must be over; what its caller asked for holds for all of it."""
+    end = min(call.deadline, now + min(grant.limits.stream, target.settings.stream_timeout))
+    return end if timeout is None else min(end, call.received + timeout)
+
+
+def left(deadline: float, clock: Callable[[], float]) -> float:
+    """Seconds until *deadline*; TimeoutError if there are none."""
+    return time_left(deadline, clock())

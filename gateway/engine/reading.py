@@ -1,0 +1,166 @@
+"""Reading alone: in one flight if the result is small, as a stream if it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from ..core.classify import Path
+from ..core.model import Call, Execute, Grant, Kind, TransactionMode
+from ..postgres.connection import Connection
+from ..postgres.copy import copy_out, copy_query
+from .parts import Parts, left, stream_end
+from .plans import Bound, Plan, bind
+from .reply import Reply, result_of
+from .streams import Copied
+from .targets import Lease
+from .told import keep_state, told
+
+_NOTHING = TransactionMode()
+_COPIES = frozenset({"SELECT", "VALUES", "TABLE", "WITH"})
+_BINARY = "\n--binary"
+"""Marks a statement whose times come as numbers, so that it is prepared apart."""
+
+
+class Reads(Parts):
+    """Runs one statement that is not known to write."""
+
+    async def _read(
+        self,
+        lease: Lease,
+        plan: Plan,
+        request: Execute,
+        grant: Grant,
+        call: Call,
+        deadline: float,
+    ) -> Reply:
+        """Run *request* on a connection on which it can write nothing.
+
+        Raises:
+            OverBudget: It is larger than it was believed to be; its connection is closed.
+        """
+        if plan.large:
+            return await self._stream(lease, plan, request, grant, call, deadline)
+        connection = lease.connection
+        bound = await bind(connection, plan, request.statement, left(deadline, self._time))
+        try:
+            answer = await connection.run(
+                bound.described,
+                bound.arguments,
+                timeout=left(deadline, self._time),
+                budget=lease.target.settings.read_budget,
+                limit=request.max_rows + 1 if request.max_rows is not None else 0,
+            )
+        except TimeoutError:
+            raise
+        except Exception as error:
+            keep_state(error, bound)
+            raise
+        return Reply(
+            lease.target,
+            result=result_of(connection, bound, answer, request.max_rows),
+            after=lease.settle,
+            connection=connection,
+        )
+
+    async def _stream(
+        self,
+        lease: Lease,
+        plan: Plan,
+        request: Execute,
+        grant: Grant,
+        call: Call,
+        deadline: float,
+    ) -> Reply:
+        await self._stream_place(lease, grant, call, deadline)
+        connection, target = lease.connection, lease.target
+        until = stream_end(call, request.timeout, grant, target, self._time())
+        binary = call.form == "arrow" and not request.statement.parameters
+        if binary:
+            with connection.binary_times():
+                bound = await bind(
+                    connection, plan, request.statement, left(deadline, self._time), suffix=_BINARY
+                )
+        else:
+            bound = await bind(connection, plan, request.statement, left(deadline, self._time))
+        if call.form == "csv" and request.max_rows is None and _can_copy(plan, request, bound):
+            milliseconds = max(1, int(left(until, self._time) * 1000))
+            await connection.begin(
+                _NOTHING,
+                left(deadline, self._time),
+                write=False,
+                then=f"SET LOCAL statement_timeout={milliseconds}",
+            )
+            copied = Copied(
+                bound.described.columns or (),
+                self._copying(connection, plan, until),
+                grant.limits,
+            )
+            return Reply(target, copied=copied, after=lease.settle, connection=connection)
+        await connection.begin(_NOTHING, left(deadline, self._time), write=False)
+        portal = await connection.open_portal(
+            bound.described, bound.arguments, timeout=left(deadline, self._time)
+        )
+        rows = await self._rows(
+            connection, bound, portal, target, grant, (deadline, until), request.max_rows
+        )
+        return Reply(target, rows=rows, after=lease.settle, connection=connection)
+
+    async def _stream_place(self, lease: Lease, grant: Grant, call: Call, deadline: float) -> None:
+        """Have a place among the streams; wait for it without a connection, as anybody does."""
+        if lease.place is not None:
+            return
+        share = lease.target.share
+        place = share.try_stream(grant.tenant)
+        if place is None:
+            entered = self._time()
+            await lease.stand_back()
+            place = await share.stream(grant.tenant, deadline)
+            try:
+                await lease.step_in(grant, deadline)
+            except BaseException:
+                place.give_back()
+                raise
+            call.queued += self._time() - entered
+        lease.place = place
+
+    def _copying(
+        self, connection: Connection, plan: Plan, until: float
+    ) -> Callable[[Callable[[bytes], Awaitable[None]]], Awaitable[str]]:
+        sql = copy_query(_without_end(plan))
+
+        async def run(take: Callable[[bytes], Awaitable[None]]) -> str:
+            try:
+                return await copy_out(connection, sql, take, left(until, self._time))
+            except Exception as error:
+                said = told(error, connection)
+                if hasattr(said, "position"):
+                    said.position = None  # counted in our text
+                raise said from error
+
+        return run
+
+
+def _can_copy(plan: Plan, request: Execute, bound: Bound) -> bool:
+    """Whether COPY writes of this statement exactly what its rows would be written as.
+
+    It takes no parameters, and it alone shows the lower bounds of arrays.
+    """
+    columns = bound.described.columns
+    return (
+        not request.statement.parameters
+        and plan.classified.path is Path.READ
+        and plan.classified.verb in _COPIES
+        and bound.variant.sql == plan.sql
+        and bool(columns)
+        and all(isinstance(column.kind, Kind) for column in columns or ())
+    )
+
+
+def _without_end(plan: Plan) -> str:
+    """The statement without the semicolons behind it."""
+    end = len(plan.sql)
+    for token in reversed(plan.toks):
+        if plan.sql[token.start : token.end] != ";":
+            break
+        end = token.start
+    return plan.sql[:end]

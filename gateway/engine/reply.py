@@ -1,0 +1,81 @@
+"""What the engine hands to a dialect: a result in memory, or rows that are still coming."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from ..core.model import OpenTransaction, Result
+from ..postgres.connection import Answer, Connection
+from .plans import Bound
+from .streams import Copied, Rows
+from .targets import Target
+
+
+class Reply:
+    """An answer, and what is left to do once it has been sent."""
+
+    __slots__ = (
+        "_after", "connection", "copied", "result", "rows", "target", "transaction", "wrote",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        result: Result | None = None,
+        rows: Rows | None = None,
+        copied: Copied | None = None,
+        transaction: OpenTransaction | None = None,
+        after: Callable[[], Awaitable[None]] | None = None,
+        connection: Connection | None = None,
+        wrote: bool = False,
+    ) -> None:
+        self.target = target
+        self.connection = connection
+        """Still held, for questions to the catalog about the result."""
+        self.result = result
+        self.rows = rows
+        self.copied = copied
+        self.transaction = transaction
+        self.wrote = wrote
+        """What was asked for is committed: whatever fails from here on, it has happened."""
+        self._after = after
+
+    async def settle(self) -> None:
+        """Clean up behind the answer; call it exactly once, whatever happened to the answer."""
+        if self.rows is not None:
+            await self.rows.close()
+        if self._after is not None:
+            after, self._after = self._after, None
+            await after()
+
+
+def result_of(connection: Connection, bound: Bound, answer: Answer, max_rows: int | None) -> Result:
+    """The answer of PostgreSQL as a result, cut to *max_rows*."""
+    columns = bound.described.columns
+    command, count = _tag(answer.tag)
+    rows = answer.rows
+    truncated = max_rows is not None and len(rows) > max_rows
+    if truncated:
+        rows = rows[:max_rows]
+        command, count = command or "SELECT", len(rows)
+    return Result(
+        columns or (),
+        rows,
+        count,
+        command,
+        columns is not None,
+        connection.take_notices(),
+        truncated,
+    )
+
+
+def _tag(tag: str) -> tuple[str, int]:
+    """`INSERT 0 5` → (`INSERT`, 5); `CREATE TABLE` → (`CREATE TABLE`, 0)."""
+    words = tag.split(" ")
+    count = 0
+    if words and words[-1].isdigit():
+        count = int(words.pop())
+        if words[0] == "INSERT":
+            words = words[:1]
+    return " ".join(words), count

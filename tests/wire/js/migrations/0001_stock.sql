@@ -1,0 +1,3 @@
+ALTER TABLE "item" ADD COLUMN "stock" integer DEFAULT 0 NOT NULL;
+--> statement-breakpoint
+CREATE INDEX "item_title" ON "item" ("title");

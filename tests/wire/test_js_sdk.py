@@ -1,0 +1,23 @@
+"""The AWS SDK for JavaScript v3, unmodified; what is asserted stands in the suite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.wire import vendor_suites
+
+pytestmark = pytest.mark.wire
+
+SUITE = vendor_suites.javascript("sdk")
+
+
+@pytest.fixture(scope="module")
+def results(postgres: Any) -> dict[str, str]:
+    return vendor_suites.results(SUITE, postgres)
+
+
+@pytest.mark.parametrize("promise", SUITE.promises)
+def test_js_sdk(results: dict[str, str], promise: str) -> None:
+    assert not results[promise], results[promise]
