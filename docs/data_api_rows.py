@@ -146,7 +146,7 @@ PARAMETERS = [
         (_PARAMETERS + "test_names_are_found_where_postgresql_would_find_them",
          _LIMITS + "test_each_occurrence_of_a_name_is_bound_by_itself")),
     Row("slices such as `a[1:2]`", "better", "taken for parameters",
-        "slices; refused beside parameters with `compat`", SEEN,
+        "slices; refused with `compat`", SEEN,
         (_PARAMETERS + "test_names_are_found_where_postgresql_would_find_them",
          _LIMITS + "test_slices_are_taken_for_parameters")),
     Row("`:name` inside dollar quotes", "different", "silently replaced",

@@ -29,7 +29,8 @@ changes.
 
 Libraries that are run against the gateway as they come from their registries: boto3, the AWS
 CLI, the AWS SDK for JavaScript v3 and v2, aurora-data-api, sqlalchemy-aurora-data-api,
-awswrangler, drizzle-orm, data-api-client, kysely-data-api.
+awswrangler, drizzle-orm, data-api-client, kysely-data-api. Their suites run with `compat`, too
+(`test_compat_suites.py`): there they fail where their users report that they fail on AWS.
 
 """
 

@@ -35,6 +35,10 @@ _SECTIONS: tuple[tuple[str, type, str], ...] = (
     ("[server]", knobs.ServerSettings, "PGSLUICE_SERVER__PORT"),
     ("[auth]", knobs.AuthSettings, "PGSLUICE_AUTH__MASTER_KEY"),
     ("[auth.keys.KEY_ID]", knobs._KeyEntry, "PGSLUICE_AUTH__KEYS__GWAK…__PRINCIPAL"),
+    ("[sigv4]", knobs.SigV4Settings, "PGSLUICE_SIGV4__HOST_ALIASES"),
+    ("[tokens]", knobs.TokenSettings, "PGSLUICE_TOKENS__TTL"),
+    ("[iam]", knobs.IamSettings, "PGSLUICE_IAM__ENABLED"),
+    ("[cors]", knobs.CorsSettings, "PGSLUICE_CORS__ORIGINS"),
     ("[[issuers]]", knobs.IssuerSettings, ""),
     ("[targets.NAME]", knobs.TargetSettings, "PGSLUICE_TARGETS__MAIN__STATEMENT_TIMEOUT"),
     (
@@ -48,6 +52,7 @@ _SECTIONS: tuple[tuple[str, type, str], ...] = (
         knobs.TransactionSettings,
         "PGSLUICE_TARGETS__MAIN__TRANSACTIONS__IDLE_TIMEOUT",
     ),
+    ("[observe]", knobs.ObserveSettings, "PGSLUICE_OBSERVE__AUDIT_FILE"),
     ("[[policy]]", Rule, ""),
     ("limits in a [[policy]]", Limits, ""),
     ("a claim in a [[policy]]", ClaimRef, ""),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -25,17 +25,21 @@ from .core.observation import (
     Observers,
 )
 from .core.transaction import Event
+from .engine.claims import Claiming
 from .engine.engine import Engine
 from .engine.exchange import IamExchange
-from .engine.identity import make_identifier
+from .engine.issuers import make_identifier
 from .engine.ledger import Ledger
 from .engine.targets import Target, Targets
 from .engine.transactions import Transactions
+from .observe.audit import AuditLog
 from .observe.logs import RequestLog
 from .observe.metrics import Metrics, NodeState, TargetState
+from .observe.told import Ended
+from .observe.traces import Traces
 from .providers.fetch import Fetcher
 from .providers.sts import CallerIdentities
-from .settings import Settings
+from .settings import ConfigurationError, Problem, Settings
 
 _RDS_PATHS = frozenset(
     {
@@ -57,9 +61,16 @@ class App:
         self._announcing: asyncio.Task[None] | None = None
         self.callers: Callable[[], int] = lambda: 0
         """Counts the open connections of callers; the server that listens knows."""
-        self.log = RequestLog(settings.log_level)
+        self.guarded: Callable[[], tuple[Mapping[str, int], int, int]] = lambda: ({}, 0, 0)
+        """Connections ended below HTTP, by reason; bytes of bodies held; bytes unread."""
+        self.log = RequestLog(
+            settings.log_level,
+            slow=settings.observe.slow_statement,
+            later=asyncio.get_running_loop().call_later,
+        )
         self.metrics = Metrics(self._state)
         self.observer: Observer = Observers([self.metrics, self.log])
+        self.audit = self._open_audit(settings)
         self.targets = Targets(settings.targets, self.observer)
         self.transactions = Transactions(master=settings.auth.master_key)
         self.fetcher = Fetcher()
@@ -69,6 +80,7 @@ class App:
                 transactions=self.transactions,
                 rules=settings.policy,
                 ledger=Ledger(master=settings.auth.master_key, wall=time.time),
+                claims=Claiming(master=settings.auth.master_key, wall=time.time),
                 wall=time.time,
             ),
             identifier=make_identifier(settings, self.fetcher),
@@ -77,7 +89,10 @@ class App:
             observer=self.observer,
             observe=self._observe,
             cors=Cors(settings.cors),
+            require_signed_key=settings.sigv4.require_signed_key,
         )
+        self.server.traces = Traces(settings.observe) if settings.observe.traces else None
+        self._follow(settings)
         self._auth = AuthRoutes(self.server, self._iam_exchange(settings))
         self._native = native(self.server)
         self._rds_data = rds_data(self.server)
@@ -112,7 +127,12 @@ class App:
             await self._native(self._native.find(path), scope, receive, send)
 
     async def start(self) -> None:
-        """Look where each target remembers idempotency keys; nobody waits for that."""
+        """Look where each target remembers idempotency keys; nobody waits for that.
+
+        Raises:
+            ClaimsUnsafe: A login that callers with sealed claims share is not fit for it.
+        """
+        await self.server.engine.claims.announce(self.settings.policy, self.targets.by_name)
         self._announcing = asyncio.create_task(self._announce())
 
     async def _announce(self) -> None:
@@ -172,6 +192,10 @@ class App:
         await self.targets.close()
         self.fetcher.close()
         self.server.identifier.dear.close()
+        if self.server.traces is not None:
+            await asyncio.to_thread(self.server.traces.close)
+        if self.audit is not None:
+            self.audit.close()
         self.log.flush()
 
     def _iam_exchange(self, settings: Settings, seen: Seen | None = None) -> IamExchange:
@@ -190,20 +214,27 @@ class App:
         Requests that are being served keep what they were given.
         """
         identifier = make_identifier(settings, self.fetcher, previous=self.server.identifier)
+        self._reopen_audit(settings)
         changed = differences(self.settings, settings)
         kept = {name: getattr(self.settings.server, name) for name in _FIXED}
-        self.settings = replace(settings, server=replace(settings.server, **kept))
+        observe = replace(
+            settings.observe, **{name: getattr(self.settings.observe, name) for name in _TRACED}
+        )
+        self.settings = replace(settings, server=replace(settings.server, **kept), observe=observe)
         self.server.identifier.dear.close()
         self.server.identifier = identifier
         self.server.cors = Cors(settings.cors)
+        self.server.require_signed_key = settings.sigv4.require_signed_key
         seen = self._auth.exchange.seen  # a signature stays used
         self._auth = AuthRoutes(self.server, self._iam_exchange(settings, seen))
         self.server.engine.rules = settings.policy
         self.log.set_level(settings.log_level)
+        self.log.slow = settings.observe.slow_statement
+        self._follow(settings)
         for gone in self.targets.reconfigure(settings.targets):
             self.transactions.end_all(Event.REMOVED, gone)
             gone.tell_if_quiet()
-        fixed = [f"server.{name}" for name in _FIXED]
+        fixed = [f"server.{name}" for name in _FIXED] + [f"observe.{name}" for name in _TRACED]
         self.observer.happened(
             ConfigurationLoaded(
                 [name for name in changed if name not in fixed],
@@ -218,28 +249,69 @@ class App:
     # -- what happens ------------------------------------------------------------------
 
     def _observe(self, exchange: Exchange) -> None:
-        identified = exchange.identified
-        call = exchange.call
-        took = asyncio.get_running_loop().time() - call.received
+        identified, call, reply = exchange.identified, exchange.call, exchange.reply
+        now = asyncio.get_running_loop().time()
         self.observer.request_finished(
-            exchange.operation, exchange.status, exchange.code, took, exchange.sent
+            exchange.operation, exchange.status, exchange.code, now - call.received, exchange.sent
         )
-        self.log.request(
-            operation=exchange.operation,
-            request_id=call.request_id,
-            subject=identified.principal.subject if identified is not None else None,
-            status=exchange.status,
-            code=exchange.code,
-            queued=call.queued,
-            running=call.running,
+        ended = Ended(
+            exchange.operation,
+            call,
+            identified.principal if identified is not None else None,
+            exchange.status,
+            exchange.code,
+            exchange.outcome,
+            call.rows if reply is None or call.rows is not None else reply.count,
+            exchange.sent,
+            call.received,
+            now,
+            reply is not None and reply.result is None,
+            exchange.wire.source if self.audit is not None else "",
+            exchange.sqlstate,
         )
+        self.log.request(ended)
+        if self.audit is not None:
+            self.audit.write(ended)
+        traces = self.server.traces
+        if traces is not None:
+            if exchange.trace is None:
+                exchange.trace = traces.begin(exchange.operation, exchange.raw, now - call.received)
+            traces.finish(exchange.trace, ended, exchange.wire.method)
+
+    def _follow(self, settings: Settings) -> None:
+        self.server.comments = any(each.trace_comment for each in settings.targets.values())
+
+    def _open_audit(self, settings: Settings) -> AuditLog | None:
+        path = settings.observe.audit_file
+        if path is None:
+            return None
+        try:
+            return AuditLog(path, self.observer, time.time)
+        except OSError as error:
+            raise _unusable(error) from None
+
+    def _reopen_audit(self, settings: Settings) -> None:
+        path, audit = settings.observe.audit_file, self.audit
+        if audit is None or path is None:
+            self.audit = self._open_audit(settings)
+            if audit is not None:
+                audit.close()
+            return
+        try:
+            audit.reopen(path)
+        except OSError as error:
+            raise _unusable(error) from None
 
     def _state(self) -> NodeState:
+        refused, bodies, unread = self.guarded()
         held = [each.target for each in self.transactions.open.values()]
         return NodeState(
             active=self.server.active,
             callers=self.callers(),
             draining=self.server.draining,
+            refused=refused,
+            bodies=bodies,
+            unread=unread,
             targets={
                 each.name: TargetState(
                     limit=each.settings.pool.max_connections,
@@ -254,6 +326,8 @@ class App:
         )
 
 
+_TRACED = ("traces", "traces_endpoint", "traces_sampled", "service_name")
+"""Settings of the traces, which take a restart too."""
 _LAST_WORDS = 1.0
 """Seconds for what was stopped to be cleaned, and to be answered."""
 _FIXED = (
@@ -284,6 +358,12 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 _NAMED = frozenset({"targets"})
 """Tables whose names are told; those of keys and logins are nobody's business in a log."""
+
+
+def _unusable(error: OSError) -> ConfigurationError:
+    reason = (error.strerror or str(error)).lower()
+    message = f"cannot be written to: {reason}"
+    return ConfigurationError([Problem("observe.audit_file", "the configuration", message)])
 
 
 def create_app(settings: Settings) -> App:

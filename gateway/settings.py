@@ -151,6 +151,10 @@ class TargetSettings:
     compat: str = "none"
     """`aws` switches AWS's limits and refusals on."""
     allow_superuser: bool = False
+    trace_comment: bool = False
+    """Write the trace of a request that brings a sampled `traceparent` behind its statements,
+    as a comment that the database's own log and statistics show. Such a statement is prepared
+    anew each time; those of other requests stay prepared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,6 +277,26 @@ class CorsSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ObserveSettings:
+    """What is told of requests besides the log and the metrics."""
+
+    slow_statement: float = 5.0
+    """Seconds in PostgreSQL from which a statement has a log line of its own; 0 is none."""
+    audit_file: Path | None = None
+    """Where one line is appended for each request: who, as whom, what, how it ended.
+    `/dev/stdout` is a stream, too. SIGHUP opens it again."""
+    traces: bool = False
+    """Send OpenTelemetry spans; needs the extra `otel`."""
+    traces_endpoint: str | None = None
+    """Where to, such as `http://collector:4318/v1/traces`; else as the variables of
+    OpenTelemetry say (`OTEL_EXPORTER_OTLP_ENDPOINT`), or to this machine."""
+    traces_sampled: float = 1.0
+    """Part of the requests that begin a trace; who brings a `traceparent` has decided."""
+    service_name: str = "pgsluice"
+    """What the spans say they come from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything, loaded once."""
 
@@ -284,6 +308,7 @@ class Settings:
     cors: CorsSettings = field(default_factory=CorsSettings)
     targets: Mapping[str, TargetSettings] = field(default_factory=dict)
     policy: tuple[Rule, ...] = ()
+    observe: ObserveSettings = field(default_factory=ObserveSettings)
     log_level: str = "info"
 
 
@@ -327,6 +352,7 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Settings:
         cors=_cors(found),
         targets=targets,
         policy=_policy(found, targets),
+        observe=_observe(found),
         log_level=_log_level(found),
     )
     if found.problems:
@@ -464,7 +490,8 @@ def is_loopback(host: str) -> bool:
 
 _PREFIX = "PGSLUICE_"
 _SECTIONS = {
-    "server", "auth", "sigv4", "tokens", "iam", "cors", "issuers", "targets", "policy", "log_level",
+    "server", "auth", "sigv4", "tokens", "iam", "cors", "issuers", "targets", "policy", "observe",
+    "log_level",
 }  # fmt: skip
 _KEY_ID = re.compile(r"GWAK[A-Z0-9]{12,124}")
 _TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -750,6 +777,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "issuers.jwks_stale_for": (0, 7 * 86_400),
     "tokens.ttl": (60, 3_600),
     "cors.max_age": (0, 86_400),
+    "observe.slow_statement": (0, 86_400),
+    "observe.traces_sampled": (0, 1),
     "targets.statement_timeout": (0.001, 86_400),
     "targets.continued_timeout": (0, 7 * 86_400),
     "targets.read_budget": (1_024, 2**30),
@@ -841,8 +870,14 @@ def _sigv4(found: _Found) -> SigV4Settings:
 
 def _tokens(found: _Found) -> TokenSettings:
     values = found.section("tokens")
-    place = ("tokens", "not_before")
-    moment = found.read(float | datetime | date, values.pop("not_before", 0.0), place)
+    moment = values.pop("not_before", 0.0)
+    if isinstance(moment, str):
+        with contextlib.suppress(ValueError):
+            moment = datetime.fromisoformat(moment)
+    if isinstance(moment, bool) or not isinstance(moment, int | float | date):
+        message = "must be a date and time such as 2026-01-31T08:00:00Z"
+        found.problem(("tokens", "not_before"), message)
+        moment = 0.0
     settings = found.read(TokenSettings, values, ("tokens",)) or TokenSettings()
     assert isinstance(settings, TokenSettings)
     _check_ranges(found, ("tokens",), settings)
@@ -893,6 +928,17 @@ def _cors(found: _Found) -> CorsSettings:
             found.problem(
                 ("cors", "origins"), "must be such as https://app.example.com: no path, lower case"
             )
+    return settings
+
+
+def _observe(found: _Found) -> ObserveSettings:
+    settings = found.read(ObserveSettings, found.section("observe"), ("observe",))
+    if settings is None:
+        return ObserveSettings()
+    assert isinstance(settings, ObserveSettings)
+    _check_ranges(found, ("observe",), settings)
+    if settings.traces and find_spec("opentelemetry") is None:
+        found.problem(("observe", "traces"), "needs the extra otel: pgsluice-gateway[otel]")
     return settings
 
 

@@ -164,6 +164,9 @@ class Direct:
             return Seen(error=error.sqlstate)
         except TimeoutError:
             return Seen(error="57014")
+        except asyncpg.InterfaceError:
+            assert self._connection.is_closed()
+            return Seen(error="08003")
         return Seen([list(row) for row in rows])
 
     async def _within(self, seconds: float, work: Coroutine[Any, Any, Any]) -> Any:

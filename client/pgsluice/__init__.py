@@ -14,8 +14,10 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not imported for this
+    from ._lambda import lambda_deadline, lambda_handler
     from ._result import Column, Result
     from ._values import Interval, Json, Multirange, Range
+    from .aio import AsyncClient, AsyncStream, AsyncTransaction
     from .errors import (
         AuthUnavailable,
         CheckViolation,
@@ -53,11 +55,15 @@ if TYPE_CHECKING:  # typing is not imported for this
         Unauthenticated,
         UniqueViolation,
     )
+    from .rds import rds_data_client
     from .sync import Client, Stream, Transaction, connect
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "AsyncTransaction",
     "AuthUnavailable",
     "CheckViolation",
     "Client",
@@ -103,9 +109,18 @@ __all__ = [
     "Unauthenticated",
     "UniqueViolation",
     "connect",
+    "lambda_deadline",
+    "lambda_handler",
+    "rds_data_client",
 ]
 
 _HOMES = {
+    "AsyncClient": "aio",
+    "AsyncStream": "aio",
+    "AsyncTransaction": "aio",
+    "lambda_deadline": "_lambda",
+    "lambda_handler": "_lambda",
+    "rds_data_client": "rds",
     "Client": "sync",
     "Stream": "sync",
     "Transaction": "sync",

@@ -310,9 +310,9 @@ class Core(Flows):
         """Ask what became of *request*; note it in *error*."""
         with suppress(Error):
             found = yield from self._try(_protocol.outcome(self.defaults, request), left, False)
-            if self.ledger or found["outcome"] == "not_executed":
+            if self.ledger or found.get("outcome") == "not_executed":
                 error.retry = "safe"
-            elif found["outcome"] == "committed":
+            elif found.get("outcome") == "committed":
                 error.outcome, error.retry = "committed", "never"
 
     def _exchange(self, request: Request, left: float | None) -> Flow[Any]:

@@ -203,7 +203,12 @@ class Body:
             self._connection.close()
             raise NoAnswer(_reason(error), sent=True) from error
         if not data:
-            self._http.keep(self._connection, self._response)
+            whole = not self._response.length
+            self._response.close()
+            if whole:
+                self._http.keep(self._connection, self._response)
+            else:
+                self._connection.close()
         return data
 
     def close(self) -> None:

@@ -296,6 +296,15 @@ def read(
     retry_after = _seconds(answer.headers.get("retry-after"))
     if answer.status >= 300 and isinstance(document, dict) and "code" in document:
         raise problem(answer.status, document, retry_after=retry_after)
+    if "x-amzn-errortype" in answer.headers and isinstance(document, dict):
+        # The Data API's form, for `rds`.
+        told = {
+            **document,
+            "code": answer.headers["x-amzn-errortype"],
+            "detail": document.get("message"),
+            "sqlstate": document.get("sqlState"),
+        }
+        raise problem(answer.status, told, retry_after=retry_after)
     # Not the gateway's words: a proxy spoke, or the answer was damaged on the way.
     if 300 <= answer.status < 500:
         raise InterfaceError(

@@ -232,9 +232,12 @@ class Connection:
             flows: Flows = self.client._core
             return flows
         if self._transaction is None:
+            level = (self.isolation_level or "").upper().replace("_", " ") or None
+            # PostgreSQL treats it as read committed and shows it as what it was called.
+            uncommitted = level == "READ UNCOMMITTED"
             transaction = TransactionFlows(
                 self.client._core,
-                isolation=self.isolation_level,
+                isolation=None if uncommitted else level,
                 read_only=self.read_only,
                 deferrable=self.deferrable,
                 idle_timeout=None,
@@ -243,6 +246,9 @@ class Connection:
             )
             self.client._run(transaction.begin())
             self._transaction = transaction
+            if uncommitted:
+                word = f"set transaction isolation level {level}"
+                self.client._run(transaction.execute(word, None, timeout=None))
         return self._transaction
 
 
@@ -255,7 +261,7 @@ class Cursor:
         self.description: tuple[tuple[Any, ...], ...] | None = None
         self.rowcount = -1
         self.lastrowid = None
-        self._stream = stream
+        self.streams = stream
         self._rows: deque[tuple[Any, ...]] | None = None
         self._more: Callable[[], list[Any] | None] | None = None
         self._body: Any = None
@@ -280,7 +286,7 @@ class Cursor:
     ) -> Cursor:
         """Run one statement."""
         flows = self._begin()
-        if self._stream:
+        if self.streams:
             self._open(Streaming(flows, operation, parameters, tuple, None, False))
             return self
         result = self.connection.client._run(flows.execute(operation, parameters, timeout=None))

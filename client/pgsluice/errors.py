@@ -273,6 +273,12 @@ _BY_CODE: dict[str, type[Error]] = {
     "not_acceptable": InterfaceError,
     "unsupported_media_type": InterfaceError,
     "slow_request": OperationalError,
+    "result_not_kept": OperationalError,
+    "claims_unsafe": OperationalError,
+    "secret_invalid": OperationalError,
+    "secret_unavailable": OperationalError,
+    "transaction_busy": OperationalError,
+    "unsupported_result": NotSupportedError,
     "internal": InternalError,
     **{
         kind.code: kind

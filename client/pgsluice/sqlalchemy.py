@@ -69,16 +69,23 @@ def _json_results(self: Any, dialect: Any, kind: object) -> Processor:
     return lambda value: value if value is None else own(json.dumps(value))
 
 
-def _interval_results(self: Any, dialect: Any, kind: object) -> Processor:
-    def read(value: Any) -> Any:
-        if not isinstance(value, Interval):
-            return value
-        # As the other drivers count: a year is 365 days, a month 30.
-        years, months = divmod(abs(value.months), 12)
-        days = (365 * years + 30 * months) * (-1 if value.months < 0 else 1)
-        return timedelta(days=days + value.days, microseconds=value.microseconds)
+class _Interval(INTERVAL):
+    render_bind_cast = True
 
-    return read
+    @classmethod
+    def adapt_emulated_to_native(cls, interval: Any, **options: Any) -> Any:
+        return cls(precision=interval.second_precision)
+
+    def result_processor(self, dialect: Any, coltype: object) -> Processor:
+        def read(value: Any) -> Any:
+            if not isinstance(value, Interval):
+                return value
+            # As the other drivers count: a year is 365 days, a month 30.
+            years, months = divmod(abs(value.months), 12)
+            days = (365 * years + 30 * months) * (-1 if value.months < 0 else 1)
+            return timedelta(days=days + value.days, microseconds=value.microseconds)
+
+        return read
 
 
 def _to_range(value: Any) -> Any:
@@ -145,6 +152,7 @@ _PLAIN = (
     types.SmallInteger,
     types.BigInteger,
     types.Boolean,
+    types.LargeBinary,
     REGCONFIG,
     REGCLASS,
     OID,
@@ -174,8 +182,8 @@ class Dialect(PGDialect):
             types.Float: _cast(
                 types.Float, bind_processor=_no_bind, result_processor=_number_results
             ),
-            types.Interval: _cast(INTERVAL, result_processor=_interval_results),
-            INTERVAL: _cast(INTERVAL, result_processor=_interval_results),
+            types.Interval: _Interval,
+            INTERVAL: _Interval,
             types.Enum: _cast(ENUM),
             ENUM: _cast(ENUM),
             types.ARRAY: _cast(ARRAY),
@@ -197,7 +205,8 @@ class Dialect(PGDialect):
     )
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        # SQLAlchemy would take the module's own, and names may hold what `:name` cannot.
+        super().__init__(**{"paramstyle": "numeric_dollar", **options})
         self._clients: dict[tuple[Any, ...], Any] = {}
 
     @classmethod
@@ -256,10 +265,7 @@ class Dialect(PGDialect):
         if dbapi_connection.in_transaction:
             dbapi_connection.rollback()
         dbapi_connection.autocommit = level == "AUTOCOMMIT"
-        uncommitted = level == "READ UNCOMMITTED"  # PostgreSQL's is the same as committed
-        dbapi_connection.isolation_level = (
-            None if level == "AUTOCOMMIT" else "READ COMMITTED" if uncommitted else level
-        )
+        dbapi_connection.isolation_level = None if level == "AUTOCOMMIT" else level
 
     def get_isolation_level(self, dbapi_connection: Any) -> Any:
         """Of the transaction at hand."""

@@ -37,8 +37,10 @@ from ..core.model import Call, Principal
 from ..core.observation import Observer
 from ..core.sigv4 import RawRequest
 from ..core.streams import Pace
+from ..core.trace import read_traceparent, sql_comment
 from ..engine.engine import Engine, Reply
 from ..engine.identity import Identified, Identifier
+from ..observe.traces import Trace, Traces
 from ..settings import CorsSettings
 from .compression import Compress
 from .cors import Cors
@@ -53,6 +55,9 @@ _ids = random.Random()
 def new_request_id() -> str:
     """128 random bits in hexadecimal. Who may use it is checked; it need not be a secret."""
     return f"{_ids.getrandbits(128):032x}"
+
+
+_KEYS = frozenset({"idempotency-key", "amz-sdk-invocation-id"})
 
 
 class Operation(NamedTuple):
@@ -85,6 +90,7 @@ class Server:
         observer: Observer,
         observe: Callable[[Exchange], None] = lambda exchange: None,
         cors: Cors | None = None,
+        require_signed_key: bool = False,
     ) -> None:
         self.engine = engine
         self.identifier = identifier
@@ -96,6 +102,11 @@ class Server:
         self.observer = observer
         self.observe = observe
         self.cors = cors or Cors(CorsSettings())
+        self.require_signed_key = require_signed_key
+        """Whether a signed request may write only with a key that the signature covers."""
+        self.traces: Traces | None = None
+        self.comments = False
+        """Whether some target's statements are to name the trace that they belong to."""
         self.active = 0
         self.quiet = asyncio.Event()
 
@@ -123,7 +134,8 @@ class Exchange:
 
     __slots__ = (
         "_pace", "_write_error", "call", "code", "hangup", "headers", "identified", "last_words",
-        "operation", "raw", "reply", "sent", "server", "shared", "status", "task", "wire",
+        "operation", "outcome", "raw", "reply", "sent", "server", "shared", "sqlstate", "status",
+        "task", "trace", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -151,6 +163,9 @@ class Exchange:
         self.sent = 0
         """Bytes of the answer's body."""
         self.code: str | None = None
+        self.outcome = "ok"
+        self.sqlstate: str | None = None
+        self.trace: Trace | None = None
         self.task: asyncio.Task[Any] | None = None
         self.last_words: Callable[[GatewayError], bytes] | None = None
         """What ends a stream that broke, where the form of the answer has a place for it."""
@@ -242,6 +257,26 @@ class Exchange:
                 )
             self.call.deadline = self.call.received + milliseconds / 1000
 
+    def follow_trace(self) -> None:
+        """Go on with the caller's trace, if it brings one; a signature need not cover that."""
+        server = self.server
+        given = next((value for name, value in self.raw if name == b"traceparent"), None)
+        parent = read_traceparent(given) if given is not None else None
+        comment = sql_comment(parent)
+        if server.traces is not None:
+            ago = asyncio.get_running_loop().time() - self.call.received
+            self.trace = server.traces.begin(self.operation, self.raw, ago)
+            if comment:
+                comment = sql_comment(self.trace.traceparent)
+        if server.comments:
+            self.call.comment = comment
+
+    def note(self, error: GatewayError) -> None:
+        """Keep of *error* what is told of it."""
+        self.code = error.code
+        self.outcome = error.outcome.value
+        self.sqlstate = getattr(error, "sqlstate", None)
+
     def read_key(self, body: bytes, path: Mapping[str, str]) -> None:
         """The idempotency key: the caller's own, else the one that AWS SDKs send by themselves.
 
@@ -269,9 +304,10 @@ class Exchange:
             ):
                 key, explicit = value, False
         if key is not None:
-            where = "\0".join(f"{name}={path[name]}" for name in sorted(path))
-            asked = b"%b\0%b\0%b" % (self.operation.encode(), where.encode(), body)
-            self.call.keyed = Keyed(identified.principal.subject, key, asked, explicit)
+            what = "\0".join([self.operation, *(f"{name}={path[name]}" for name in sorted(path))])
+            self.call.keyed = Keyed(
+                identified.principal.subject, key, what.encode(), body, explicit
+            )
 
     def note_key(self) -> None:
         """Tell the caller what its key was worth."""
@@ -332,7 +368,7 @@ class Exchange:
 
     async def refuse(self, error: GatewayError) -> None:
         """Send *error* in the dialect's words."""
-        self.code = error.code
+        self.note(error)
         error.request_id = self.call.request_id  # type: ignore[attr-defined]
         status, headers, body = self._write_error(error, self.operation)
         await self.send(status, headers, body)
@@ -380,11 +416,15 @@ async def serve(
                 source=wire,
             )
             exchange.read_head()
+            if server.traces is not None or server.comments:
+                exchange.follow_trace()
             if check is not None:
                 check(exchange)
             if wire.query:
                 path = {**_arguments(wire.query), **path}
             exchange.read_key(body, path)
+            if server.require_signed_key and identified.signed is not None:
+                call.must_read = not _KEYS & identified.signed
             if operation.upload is None:
                 request = operation.read(body, path)
             else:
@@ -438,8 +478,9 @@ async def serve(
 
 def _ran(server: Server, call: Call) -> None:
     assert call.target is not None
-    took = call.running or asyncio.get_running_loop().time() - call.started
-    server.observer.statement_finished(call.target, took)
+    if not call.running:
+        call.running = asyncio.get_running_loop().time() - call.started
+    server.observer.statement_finished(call.target, call.running)
 
 
 def _stopped(call: Call) -> GatewayError:
@@ -488,7 +529,7 @@ async def _refuse(exchange: Exchange, error: GatewayError) -> None:
     if exchange.status:
         # The head is out: leaving the body unfinished makes the server cut the connection,
         # so that nobody takes the answer for complete.
-        exchange.code = error.code
+        exchange.note(error)
         if exchange.last_words is not None and not isinstance(error, SlowRequest):
             error.request_id = exchange.call.request_id  # type: ignore[attr-defined]
             await exchange.wire.piece(exchange.last_words(error), more=False)
@@ -501,6 +542,7 @@ async def _cancelled(exchange: Exchange, id_header: bytes) -> None:
     task = asyncio.current_task()
     if hangup is not None and hangup.gone:
         exchange.code = "hangup"
+        exchange.outcome = _left_behind(exchange).value
     elif exchange.call.cancelled:
         if task is not None:
             task.uncancel()
@@ -510,6 +552,13 @@ async def _cancelled(exchange: Exchange, id_header: bytes) -> None:
         raise asyncio.CancelledError
     if task is not None:
         task.uncancel()
+
+
+def _left_behind(exchange: Exchange) -> Outcome:
+    """What became of the work of a caller who left."""
+    if exchange.reply is not None and exchange.reply.wrote:
+        return Outcome.COMMITTED
+    return Outcome.UNKNOWN if exchange.call.in_doubt else Outcome.NOT_EXECUTED
 
 
 def timing(call: Call) -> tuple[bytes, bytes]:

@@ -7,6 +7,7 @@ itself, keeps what it printed and runs it again before it expires.
 from __future__ import annotations
 
 import os
+import random
 import time
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from ..core import iam, sigv4
 from .ask import ask, refused
 
 PATH = "/auth/iam"
+_ATTEMPTS = 3
 _RUNNING = "PGSLUICE_CREDENTIALS_RUNNING"
 
 
@@ -93,15 +95,22 @@ def exchange(
     Raises:
         click.ClickException: It refuses, or does not answer.
     """
-    body = sign_identity(keys, region=region, audience=audience, now=time.time())
-    status, answer = ask(
-        url,
-        "POST",
-        PATH,
-        headers={"content-type": "application/json"},
-        body=orjson.dumps(body),
-        cafile=cafile,
-    )
+    status, answer = 401, dict[str, Any]()
+    for _ in range(_ATTEMPTS):
+        # Two processes that sign in the same second sign the same, and each signature is good
+        # once: so each takes a moment of its own out of the last half minute.
+        now = time.time() - random.randrange(30)
+        body = sign_identity(keys, region=region, audience=audience, now=now)
+        status, answer = ask(
+            url,
+            "POST",
+            PATH,
+            headers={"content-type": "application/json"},
+            body=orjson.dumps(body),
+            cafile=cafile,
+        )
+        if status != 401:
+            break
     if status != 200:
         raise refused(status, answer)
     return answer

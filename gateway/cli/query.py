@@ -312,7 +312,7 @@ def query(
         if not equals:
             raise click.BadParameter("must be NAME=VALUE", param_hint="--parameter")
         values[name] = value
-    run_query(Remote(url, token, cafile), sql, form, values, click.get_binary_stream("stdout"))
+    run_query(Remote(url, token, cafile), sql, form, values, sys.stdout.buffer)
 
 
 @click.command()

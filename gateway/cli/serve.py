@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 import click
 import uvicorn
 
-from ..api.guard import BACKLOG, GuardLimits, guarded, listen
+from ..api.guard import BACKLOG, GuardLimits, GuardState, guarded, listen
 from ..app import App, create_app
 from ..core.errors import GatewayError
 from ..settings import ConfigurationError, ServerSettings, Settings, is_exposed
@@ -230,6 +230,8 @@ class _Serving:
         loop = asyncio.get_running_loop()
         public = _Server(self._config(app, self._certificate))
         app.callers = lambda: len(public.server_state.connections)
+        guard: GuardState = public.config.http.state  # type: ignore[union-attr]
+        app.guarded = lambda: (guard.refused, guard.bodies, guard.unread)
         servers = [(public, self._listener)]
         if self._admin is not None:
             servers.append((_Server(self._config(app.admin, None)), self._admin))

@@ -2,6 +2,7 @@
 
     pgsluice sql install --ledger                    prints the script
     pgsluice sql install --ledger --apply            runs it at $DATABASE_URL
+    pgsluice sql install --seal --target main        with the key of that target: a secret
     pgsluice sql upgrade --print                     whatever is installed, brought up to date
     pgsluice sql uninstall --ledger --apply
 
@@ -11,12 +12,16 @@ A script is one transaction and may be run as often as one likes.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import click
 
 from ..core import gw_schema
+from ..core.claims import key_script, seal_key
+from .keys import CONFIG
 
 _F = TypeVar("_F", bound=Callable[..., None])
 
@@ -44,8 +49,19 @@ def _way(command: _F) -> _F:
     )(command)
 
 
+def _sealing(command: _F) -> _F:
+    """The options that say which key `--seal` is about."""
+    target = click.option(
+        "--target",
+        metavar="NAME",
+        help="With --seal: the target whose claims are sealed; the only one, if not given.",
+    )
+    return CONFIG(target(command))
+
+
 @sql.command()
 @_parts
+@_sealing
 @click.option(
     "--to",
     "roles",
@@ -54,13 +70,25 @@ def _way(command: _F) -> _F:
     help="A login that may use it; may be given several times. Everybody, if not given.",
 )
 @_way
-def install(roles: tuple[str, ...], apply: bool, url: str | None, **parts: bool) -> None:
-    """Install parts, or bring them up to date."""
+def install(
+    file: Path | None,
+    target: str | None,
+    roles: tuple[str, ...],
+    apply: bool,
+    url: str | None,
+    **parts: bool,
+) -> None:
+    """Install parts, or bring them up to date.
+
+    With --seal the script holds the key of the target, made from the master key, and that
+    from the previous master key while there is one. Installing again rotates it.
+    """
     names = _chosen(parts)
     if not names:
         options = ", ".join(f"--{name}" for name in gw_schema.PARTS)
         raise click.UsageError(f"say what to install: {options}")
-    _run(gw_schema.install(names, roles or ("public",)), apply, url)
+    more = _keys(file, target) if "seal" in names else ""
+    _run(gw_schema.install(names, roles or ("public",), more), apply, url)
 
 
 @sql.command()
@@ -77,6 +105,23 @@ def upgrade(apply: bool, url: str | None, **parts: bool) -> None:
 def uninstall(apply: bool, url: str | None, **parts: bool) -> None:
     """Remove parts and what they hold; without any, everything."""
     _run(gw_schema.uninstall(_chosen(parts)), apply, url)
+
+
+def _keys(file: Path | None, target: str | None) -> str:
+    from ..settings import ConfigurationError, load
+
+    try:
+        settings = load(file, os.environ)
+    except ConfigurationError as error:
+        raise click.ClickException("\n".join(map(str, error.problems))) from error
+    names = list(settings.targets)
+    if target is None and len(names) == 1:
+        target = names[0]
+    if target not in names:
+        raise click.UsageError(f"--target must be one of {', '.join(names)}")
+    auth = settings.auth
+    masters = [auth.master_key, *filter(None, [auth.previous_master_key])]
+    return key_script([seal_key(master, target) for master in masters])
 
 
 def _chosen(parts: dict[str, bool]) -> list[str]:

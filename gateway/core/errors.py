@@ -424,6 +424,29 @@ class SecretInvalid(GatewayError):
         self.reason = reason
 
 
+class ClaimsUnsafe(GatewayError):
+    """Claims for row-level security cannot be relied on here; `reason` is for the log.
+
+    The login may do too much to be shared, or the database cannot check the seal. Nothing ran.
+    """
+
+    code = "claims_unsafe"
+    status = 503
+    fault = Fault.GATEWAY
+    retry = Retry.SAFE
+
+    def __init__(
+        self,
+        message: str = "sealed claims cannot be used here",
+        *,
+        hint: str | None = None,
+        reason: str = "",
+        retry_after: float = 5.0,
+    ) -> None:
+        super().__init__(message, hint=hint, retry_after=retry_after)
+        self.reason = reason
+
+
 class NotFound(GatewayError):
     """There is nothing of that name."""
 

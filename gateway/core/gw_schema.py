@@ -7,7 +7,7 @@ one transaction. The tables are nobody's but their owner's; logins get the funct
     >>> print(install(["ledger"], ["app"]).splitlines()[0])
     begin;
     >>> [name for name in PARTS]
-    ['ledger']
+    ['ledger', 'seal']
 """
 
 from __future__ import annotations
@@ -95,6 +95,48 @@ language sql volatile security definer set search_path = pg_catalog, pg_temp as 
 $body$;
 """
 
+# The key never becomes a constant of a plan: those can be printed (debug_print_plan). It is
+# blinded once more for the comparison, so that the time which that takes tells nothing.
+# In a parallel worker the process id is another one, so it must not run there.
+_SEAL_1 = """\
+create table gw.seal_key (
+  kid text primary key,
+  ipad bytea not null,
+  opad bytea not null,
+  since timestamptz not null default now()
+);
+revoke all on gw.seal_key from public;
+
+create function gw.claims() returns jsonb
+language plpgsql stable parallel restricted
+security definer set search_path = pg_catalog, pg_temp as $body$
+declare
+  said text := current_setting('gw.claims', true);
+  part text[] := string_to_array(current_setting('gw.seal', true), '.');
+  name bytea := convert_to(current_database()::text, 'UTF8');
+  good boolean;
+begin
+  if coalesce(said, '') = '' or coalesce(array_length(part, 1), 0) = 0 then
+    return null;
+  end if;
+  if array_length(part, 1) <> 3 then
+    raise exception 'the claims are not sealed' using errcode = '28000';
+  end if;
+  if part[2]::bigint < extract(epoch from statement_timestamp()) then
+    raise exception 'the seal of the claims has expired' using errcode = '28000';
+  end if;
+  select sha256(k.opad || sha256(k.opad || sha256(k.ipad
+      || convert_to(pg_backend_pid() || '.' || part[2] || '.' || length(name) || '.', 'UTF8')
+      || name || convert_to('.' || said, 'UTF8'))))
+    = sha256(k.opad || decode(part[3], 'hex'))
+    into good from gw.seal_key k where k.kid = part[1];
+  if good is not true then
+    raise exception 'the seal of the claims is not valid' using errcode = '28000';
+  end if;
+  return said::jsonb;
+end $body$;
+"""
+
 PARTS: Mapping[str, Part] = {
     "ledger": Part(
         title="Idempotency keys: writes that take effect once.",
@@ -111,6 +153,15 @@ drop function if exists gw.lookup(bytea);
 drop function if exists gw.record(bytea, bytea, bytea);
 drop function if exists gw.purge(integer);
 drop table if exists gw.ledger;
+""",
+    ),
+    "seal": Part(
+        title="Sealed claims: row-level security that no SQL of a caller's can step around.",
+        steps=(_SEAL_1,),
+        grants=("gw.claims()",),
+        drop="""\
+drop function if exists gw.claims();
+drop table if exists gw.seal_key;
 """,
     ),
 }
@@ -144,11 +195,14 @@ end if; end $guard$;
 """
 
 
-def install(parts: Sequence[str], roles: Sequence[str] = ("public",)) -> str:
+def install(parts: Sequence[str], roles: Sequence[str] = ("public",), more: str = "") -> str:
     """A script that installs *parts*, or brings them up to date, for *roles*.
 
     `public` among the roles is everybody: what the functions give away needs a token that
-    cannot be guessed.
+    cannot be guessed, or a seal.
+
+    Args:
+        more: SQL that belongs to it, such as `core.claims.key_script`.
     """
     names = _checked(parts)
     grantees = ", ".join(_quoted(role) for role in roles)
@@ -161,7 +215,7 @@ def install(parts: Sequence[str], roles: Sequence[str] = ("public",)) -> str:
             script += [f"grant execute on function {each} to {grantees};\n" for each in part.grants]
     if grantees:
         script.append(f"grant usage on schema gw to {grantees};\n")
-    return "".join([*script, "commit;\n"])
+    return "".join([*script, more, "commit;\n"])
 
 
 def upgrade(parts: Sequence[str] = ()) -> str:

@@ -7,9 +7,9 @@ answers to another's keys:
     token = HMAC(ledger key, principal, caller's key)    needed to read or to write an entry
     id    = SHA-256(token)                               enough to ask whether there is one
 
-    >>> key = Keyed("tester", b"order-7", b"execute{}").derive(ledger_key(bytes(32)))
+    >>> key = Keyed("tester", b"order-7", b"execute", b"{}").derive(ledger_key(bytes(32)))
     >>> key.id.hex()[:16], key.request.hex()[:16]
-    ('b58b78b28ee83722', 'e28dd52f9b2ffc34')
+    ('b58b78b28ee83722', '0d9b152fb5d4a564')
     >>> judge(Entry(key.request, None, 0.0), key)
     <Verdict.NOT_KEPT: 'not_kept'>
 """
@@ -53,15 +53,18 @@ class Keyed(NamedTuple):
     """Of the principal."""
     text: bytes
     """The key as its caller wrote it."""
-    request: bytes
-    """The operation and the bytes of the request."""
+    operation: bytes
+    """What is asked for, besides the body."""
+    body: bytes = b""
     explicit: bool = True
     """Whether the caller asked for it, rather than the SDK on its own."""
 
     def derive(self, secret: bytes) -> Key:
         """The key under the gateway's own *secret*."""
         token = token_of(secret, self.subject, self.text)
-        return Key(token, sha256(token).digest(), sha256(self.request).digest())
+        request = sha256(b"%d:%b" % (len(self.operation), self.operation))
+        request.update(self.body)
+        return Key(token, sha256(token).digest(), request.digest())
 
 
 class Entry(NamedTuple):

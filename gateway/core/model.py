@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from .idempotency import Keyed
 
@@ -162,6 +162,17 @@ class Limits:
     """Statements and transactions of one tenant under way at once; 0 is any number."""
 
 
+class Claims(NamedTuple):
+    """What of a caller's identity its statements can see in the database."""
+
+    mode: str
+    """`sealed`, or `guc` as PostgREST has them."""
+    text: str
+    """A JSON object."""
+    role: str | None = None
+    """With `guc`: a role to put on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """What a principal may do on one target, decided by the policy."""
@@ -181,6 +192,8 @@ class Grant:
     """Tables that statements may name, if any are listed."""
     verbs: tuple[str, ...] = ()
     """What statements may do, if anything is listed."""
+    claims: Claims | None = None
+    """What is sent with each statement, for row-level security."""
 
 
 class Ask(NamedTuple):
@@ -264,6 +277,15 @@ class OpenTransaction(NamedTuple):
     """Seconds since the epoch: when it is rolled back whatever happens."""
 
 
+class Known(Protocol):
+    """What is known of a statement's text."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the statement without its values."""
+        ...
+
+
 @dataclass(slots=True)
 class Call:
     """The circumstances of one request, besides what it asks for."""
@@ -304,7 +326,19 @@ class Call:
     """What rows are wanted as, where PostgreSQL itself can help: `csv`, `arrow`, or nothing."""
     keyed: Keyed | None = None
     """The caller's idempotency key, if it sent one."""
+    must_read: bool = False
+    """It is signed, its idempotency key is not, and the gateway asks for that of writes."""
     idempotency: str | None = None
     """What the key was worth: `database`, `memory` or `none`."""
     replayed: bool = False
     """The answer is that of an earlier request with the same key."""
+    asked: str | None = None
+    """The target that it named, in the caller's words."""
+    grant: Grant | None = None
+    """What its principal may do where it went; `None` until that is known."""
+    statements: Sequence[Known] = ()
+    """What it was asked to run, as far as it was allowed to."""
+    rows: int | None = None
+    """Rows that its statements returned or changed, where they are counted."""
+    comment: str = ""
+    """A comment that names the caller's trace, for targets whose statements are to carry it."""

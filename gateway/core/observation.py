@@ -120,6 +120,16 @@ class ConfigurationRefused:
     """Every one of them, without secret values."""
 
 
+@dataclass(frozen=True, slots=True)
+class AuditFailed:
+    """A line of the audit log could not be written."""
+
+    reason: str
+    """What the operating system says."""
+    again: bool
+    """Whether the one before could not either."""
+
+
 Observation = (
     ConnectionOpened
     | ConnectFailed
@@ -133,6 +143,7 @@ Observation = (
     | DrainBegan
     | ConfigurationLoaded
     | ConfigurationRefused
+    | AuditFailed
 )
 
 

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
 
+from .claims import MODES, claims_for
 from .errors import Forbidden
-from .model import Ask, Grant, Json, Limits, Principal
+from .model import Ask, Claims, Grant, Json, Limits, Principal
 
 TENANT = r"[A-Za-z0-9_.:@|/-]{1,128}"
 """What a tenant's name from a claim must look like if the rule has no pattern of its own."""
@@ -93,6 +94,16 @@ class Rule:
     verbs: tuple[str, ...] = ()
     """Some of `select`, `insert`, `update`, `delete`, `merge`; all if empty. As `tables`."""
     limits: Limits = field(default_factory=Limits)
+    claims_mode: str = "none"
+    """What statements are told of the caller, for row-level security. `sealed`: `sub`, `iss`,
+    `tenant` and `claims_include`, as `gw.claims()`, which no SQL of the caller's can change.
+    `guc`: as PostgREST does it, in `request.jwt.claims`, which any SQL can change."""
+    claims_include: tuple[str, ...] = ()
+    """Claims of the token to tell besides; with `guc` the only ones, else all."""
+    claims_role: str | ClaimRef | None = None
+    """With `guc`: the role that statements are run as. Their SQL can put it off."""
+    i_trust_callers: bool = False
+    """Allow `guc` for statements that are not listed."""
 
     def __post_init__(self) -> None:
         if isinstance(self.login, ClaimRef) and not self.login.allowed:
@@ -104,8 +115,31 @@ class Rule:
         unknown = set(self.verbs) - VERBS
         if unknown:
             raise ValueError(f"rule {self.name}: verbs must be some of {', '.join(sorted(VERBS))}")
+        _check_claims(self)
         # Frozen, and this is still its making.
         object.__setattr__(self, "listed", frozenset(map(_text_hash, self.listed)))
+
+
+def _check_claims(rule: Rule) -> None:
+    mode = rule.claims_mode
+    if mode not in MODES:
+        raise ValueError(f"rule {rule.name}: claims_mode must be 'none', 'sealed' or 'guc'")
+    if mode == "guc" and rule.statements != "listed" and not rule.i_trust_callers:
+        raise ValueError(
+            f"rule {rule.name}: with claims_mode = 'guc' a caller's SQL can claim to be anybody; "
+            "use 'sealed', or statements = 'listed', or say i_trust_callers = true"
+        )
+    if mode == "none" and rule.claims_include:
+        raise ValueError(f"rule {rule.name}: claims_include means nothing without claims_mode")
+    if mode != "guc" and rule.claims_role is not None:
+        raise ValueError(f"rule {rule.name}: claims_role is for claims_mode = 'guc'")
+    if isinstance(rule.claims_role, ClaimRef) and not rule.claims_role.allowed:
+        raise ValueError(f"rule {rule.name}: a role from a claim needs its allowed values")
+    if mode == "sealed" and "tenant" in rule.claims_include:
+        raise ValueError(
+            f"rule {rule.name}: the claim tenant is the rule's own; "
+            "write tenant = {claim = 'tenant'} to take it from the token"
+        )
 
 
 def _text_hash(listed: str) -> str:
@@ -342,17 +376,19 @@ def _decide(principal: Principal, ask: Ask, rules: Sequence[Rule], target: Targe
         login = _login(rule, principal, ask.secret, target)
         if login is None:
             continue
+        tenant = _tenant(rule, principal)
         return Grant(
             target=target.name,
             login=login,
             database=database or None,
             read_only=_read_only(rule, principal),
-            tenant=_tenant(rule, principal),
+            tenant=tenant,
             statements=rule.statements,
             limits=rule.limits,
             listed=rule.listed,
             tables=rule.tables,
             verbs=rule.verbs,
+            claims=_claims_sent(rule, principal, tenant),
         )
     raise Forbidden(reason="no rule for the target, secret and database")
 
@@ -458,6 +494,42 @@ def _tenant(rule: Rule, principal: Principal) -> str:
     if isinstance(rule.tenant, ClaimRef):
         return _from_claim(rule.tenant, principal, TENANT)
     return rule.tenant
+
+
+def _claims_sent(rule: Rule, principal: Principal, tenant: str) -> Claims | None:
+    if rule.claims_mode == "none":
+        return None
+    role = rule.claims_role
+    if isinstance(role, ClaimRef):
+        role = _from_claim(role, principal, None)
+    return claims_for(
+        principal,
+        mode=rule.claims_mode,
+        tenant=tenant,
+        include=[(name, _claim(principal.claims, name)) for name in rule.claims_include],
+        role=role,
+    )
+
+
+def sealed_logins(
+    rules: Sequence[Rule], targets: Mapping[str, TargetNames]
+) -> list[tuple[str, str]]:
+    """Each target and login for which some rule sends sealed claims."""
+    found: dict[tuple[str, str], None] = {}
+    for rule in rules:
+        if rule.claims_mode != "sealed":
+            continue
+        wanted: tuple[str, ...] | None = None
+        if isinstance(rule.login, str):
+            wanted = (rule.login,)
+        elif rule.login is not None:
+            wanted = rule.login.allowed
+        for target in targets.values():
+            if _covers_target(rule, target, None):
+                for login in target.logins:
+                    if wanted is None or login in wanted:
+                        found[target.name, login] = None
+    return list(found)
 
 
 def _read_only(rule: Rule, principal: Principal) -> bool:

@@ -19,8 +19,9 @@ from ..postgres.failures import (
     sqlstate,
     translate,
 )
+from .claims import goes_first
 from .ledger import NONE
-from .parts import left
+from .parts import check_key, left
 from .plans import Bound, Plan, bind
 from .reading import Reads
 from .reply import Reply, result_of
@@ -48,9 +49,10 @@ class Alone(Reads):
         async def once() -> Reply:
             while True:
                 if plan.bare and not read_only:
+                    check_key(call, mode)
                     call.idempotency = NONE
                     call.in_doubt = True
-                    return await self._bare(lease, plan, request, deadline)
+                    return await self._bare(lease, plan, request, grant, deadline)
                 if (read_only or not plan.writes) and request.schema is None:
                     try:
                         return await self._read(lease, plan, request, grant, call, deadline)
@@ -62,6 +64,8 @@ class Alone(Reads):
                         if sqlstate(error) != READ_ONLY or read_only:
                             raise
                         plan.writes = True
+                        if lease.connection.in_transaction:
+                            await lease.connection.script("ROLLBACK", left(deadline, self._time))
                 try:
                     return await self._write(
                         lease, plan, request, grant, mode, call, work, deadline
@@ -86,12 +90,13 @@ class Alone(Reads):
         work: Work | None,
         deadline: float,
     ) -> Reply:
+        check_key(call, mode)
         connection = lease.connection
         target = lease.target
         before = connection.counter.received
         bound: Bound | None = None
         try:
-            if request.schema is None and work is None:
+            if request.schema is None and work is None and not goes_first(grant):
                 # Prepared before BEGIN: a failed Parse then aborts nothing.
                 bound = await bind(connection, plan, request.statement, left(deadline, self._time))
             if work is None:
@@ -103,6 +108,7 @@ class Alone(Reads):
             suffix = ""
             if request.schema is not None:
                 suffix = await self._search_path(connection, request.schema, deadline)
+            await self._claim(lease, grant, deadline, plan)
             if bound is None:
                 bound = await bind(
                     connection,
@@ -125,6 +131,7 @@ class Alone(Reads):
             if call.vet is not None:
                 call.vet(connection, result)
             if work is not None:
+                await self._take_off(lease, grant, deadline)
                 size = connection.counter.received - before
                 await work.record(connection, [result], size, deadline)
         except OverBudget:
@@ -150,13 +157,19 @@ class Alone(Reads):
             wrote=True,
         )
 
-    async def _bare(self, lease: Lease, plan: Plan, request: Execute, deadline: float) -> Reply:
+    async def _bare(
+        self, lease: Lease, plan: Plan, request: Execute, grant: Grant, deadline: float
+    ) -> Reply:
         """What cannot run in a transaction block runs alone, and its connection is closed."""
         connection = lease.connection
         await connection.script(
             "SET default_transaction_read_only = off", left(deadline, self._time)
         )
         connection.broken = True
+        # For the session: what commits inside would lose what is set for a transaction.
+        await self.claims.hold(
+            connection, lease.target, grant, left(deadline, self._time), until=deadline
+        )
         bound = await bind(connection, plan, request.statement, left(deadline, self._time))
         try:
             answer = await connection.run(

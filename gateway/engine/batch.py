@@ -13,6 +13,7 @@ from ..core.model import (
     Call,
     ExecuteBatch,
     ExecuteMany,
+    Grant,
     Principal,
     Result,
     Statement,
@@ -23,11 +24,12 @@ from ..postgres.failures import (
     lost,
     sqlstate,
 )
+from .claims import goes_first
 from .held import Opened
-from .parts import deadline_of, left, plans_of
-from .plans import Plan, bind
+from .parts import check_key, deadline_of, left, plans_of, same_plan
+from .plans import Plan, bind, rebinder
 from .reply import Reply, result_of
-from .targets import Lease, Target
+from .targets import Lease
 from .told import after_failure, keep_state, told, too_large
 from .work import Work
 
@@ -43,10 +45,11 @@ class Several(Opened):
         call: Call,
     ) -> tuple[list[Result], Reply]:
         many = isinstance(request, ExecuteMany) and not request.counts
+        planned = same_plan if isinstance(request, ExecuteMany) else plans_of
         if request.transaction is not None:
             held = self.transactions.find(request.transaction, principal, request.ask)
-            self._same_grant(principal, held, request)
-            plans = plans_of(held.target, held.grant, statements)
+            self._same_grant(principal, held, request, call)
+            call.statements = plans = planned(held.target, held.grant, statements)
             await self._hold(held.grant, plans, request.schema)
             deadline = deadline_of(call, request.timeout, held.grant, held.target)
             deadline = await self._enter(held, deadline, call)
@@ -64,15 +67,17 @@ class Several(Opened):
                 if request.schema is not None:
                     suffix = await self._search_path(connection, request.schema, deadline)
                 results = await self._each(
-                    connection, held.target, plans, statements, deadline, many, suffix
+                    held.lease, held.grant, plans, statements, deadline, many, suffix
                 )
+                if not many:
+                    call.rows = sum(result.row_count for result in results)
                 if work is not None:
                     work.keep_answer(results, connection.counter.received - before)
             except BaseException as error:
                 raise self._failed_in(held, error, call) from None
             return results, self._reply_in(held)
-        grant, target = self._grant(principal, request.ask)
-        plans = plans_of(target, grant, statements)
+        grant, target = self._grant(principal, request.ask, call)
+        call.statements = plans = planned(target, grant, statements)
         await self._hold(grant, plans, request.schema)
         for index, plan in enumerate(plans):
             if plan.bare or plan.classified.path is Path.SAVEPOINT:
@@ -86,6 +91,7 @@ class Several(Opened):
         if not statements:
             return [], Reply(target)
         mode = request.mode._replace(read_only=request.mode.read_only or grant.read_only)
+        check_key(call, mode)
         work = None
         if call.keyed is not None and not mode.read_only:
             work = self._work(call)
@@ -99,11 +105,13 @@ class Several(Opened):
 
                 async def once() -> list[Result]:
                     return await self._one_transaction(
-                        lease, plans, statements, request, mode, call, work, deadline
+                        lease, grant, plans, statements, request, mode, call, work, deadline
                     )
 
                 results = await self._attempts(lease, call, deadline, once)
                 call.running = self._time() - started
+                if not many:
+                    call.rows = sum(result.row_count for result in results)
             except BaseException as error:
                 raise after_failure(lease, error, call) from None
         finally:
@@ -114,6 +122,7 @@ class Several(Opened):
     async def _one_transaction(
         self,
         lease: Lease,
+        grant: Grant,
         plans: Sequence[Plan],
         statements: Sequence[Statement],
         request: ExecuteBatch | ExecuteMany,
@@ -126,7 +135,8 @@ class Several(Opened):
         before = connection.counter.received
         try:
             if work is None:
-                if request.schema is None and len(statements[0].parameters or ()):
+                early = request.schema is None and not goes_first(grant)
+                if early and len(statements[0].parameters or ()):
                     await bind(connection, plans[0], statements[0], left(deadline, self._time))
                 await connection.begin(mode, left(deadline, self._time))
             else:
@@ -137,10 +147,9 @@ class Several(Opened):
             if request.schema is not None:
                 suffix = await self._search_path(connection, request.schema, deadline)
             many = isinstance(request, ExecuteMany) and not request.counts
-            results = await self._each(
-                connection, lease.target, plans, statements, deadline, many, suffix
-            )
+            results = await self._each(lease, grant, plans, statements, deadline, many, suffix)
             if work is not None:
+                await self._take_off(lease, grant, deadline)
                 await work.record(
                     connection, results, connection.counter.received - before, deadline
                 )
@@ -154,22 +163,25 @@ class Several(Opened):
 
     async def _each(
         self,
-        connection: Connection,
-        target: Target,
+        lease: Lease,
+        grant: Grant,
         plans: Sequence[Plan],
         statements: Sequence[Statement],
         deadline: float,
         many: bool,
         suffix: str,
     ) -> list[Result]:
+        connection, target = lease.connection, lease.target
         results: list[Result] = []
         room = target.settings.response_bytes
         try:
             if many and len(statements) > 1:
+                await self._claim(lease, grant, deadline, plans[0])
                 done = await self._pipelined(connection, plans[0], statements, deadline, suffix)
                 if done is not None:
                     return done
             for plan, statement in zip(plans, statements, strict=True):
+                await self._claim(lease, grant, deadline, plan)
                 bound = await bind(
                     connection,
                     plan,
@@ -218,7 +230,12 @@ class Several(Opened):
         if first.described.columns is not None:
             return None
         sets = []
+        again = rebinder(connection, first, statements[0])
         for index, statement in enumerate(statements):
+            arguments = again(statement.parameters)
+            if arguments is not None:
+                sets.append(arguments)
+                continue
             try:
                 bound = await bind(
                     connection, plan, statement, left(deadline, self._time), suffix=suffix,

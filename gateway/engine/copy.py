@@ -29,6 +29,7 @@ from ..postgres.connection import Connection
 from ..postgres.copy import copy_in, copy_table, failed_line, quoted
 from .parts import Parts, deadline_of, left, stream_end
 from .reply import Reply
+from .targets import Lease
 from .told import after_failure, told
 
 _END_MARKS_UNTIL = 18
@@ -57,7 +58,7 @@ class Copies(Parts):
 
     async def copy(self, principal: Principal, request: CopyIn, call: Call) -> Reply:
         """Put every row of *request* into its table, or none."""
-        grant, target = self._grant(principal, request.ask)
+        grant, target = self._grant(principal, request.ask, call)
         _check(grant, request)
         deadline = deadline_of(call, None, grant, target)
         lease = await self._lease(target, grant, deadline, call, stream=True)
@@ -65,7 +66,7 @@ class Copies(Parts):
         try:
             started = self._time()
             connection = lease.connection
-            count = await self._copy(connection, request, deadline, until)
+            count = await self._copy(lease, grant, request, deadline, until)
             await self._commit(connection, call)
             call.running = self._time() - started
         except BaseException as error:
@@ -74,8 +75,9 @@ class Copies(Parts):
         return Reply(target, result=result, after=lease.settle, connection=connection, wrote=True)
 
     async def _copy(
-        self, connection: Connection, request: CopyIn, deadline: float, until: float
+        self, lease: Lease, grant: Grant, request: CopyIn, deadline: float, until: float
     ) -> int:
+        connection = lease.connection
         if request.form == "csv":
             feed = await _from_csv(connection, request)
         else:
@@ -86,6 +88,7 @@ class Copies(Parts):
             left(until, self._time),
             then=f"SET LOCAL statement_timeout={milliseconds}",
         )
+        await self._claim(lease, grant, deadline, until=until, at_once=True)
         sql = copy_table(request.table, feed.columns, feed.options)
         try:
             count = await copy_in(connection, sql, feed.pieces, left(until, self._time))

@@ -44,10 +44,11 @@ class Engine(Alone, Copies, Several, Outcomes):
         """Run one statement, alone or in an open transaction."""
         if request.transaction is not None:
             return await self._execute_in(principal, request, call)
-        grant, target = self._grant(principal, request.ask)
+        grant, target = self._grant(principal, request.ask, call)
         if grant.limits.rows:
             request = within_rows(request, grant)
         plan = plan_of(target, grant, request.statement)
+        call.statements = (plan,)
         await self._hold(grant, [plan], request.schema)
         if plan.classified.path is Path.SAVEPOINT:
             raise StatementRefused(

@@ -52,7 +52,7 @@ class Opened(Parts):
 
     async def begin(self, principal: Principal, request: Begin, call: Call) -> Reply:
         """Open a transaction that lives across requests."""
-        grant, target = self._grant(principal, request.ask)
+        grant, target = self._grant(principal, request.ask, call)
         deadline = deadline_of(call, None, grant, target)
         work = self._work(call)
         if work is None:
@@ -122,7 +122,7 @@ class Opened(Parts):
     ) -> Reply | None:
         """The answer that this end of a transaction was given before, here or on another node."""
         try:
-            grant, target = self._grant(principal, request.ask)
+            grant, target = self._grant(principal, request.ask, call)
         except GatewayError:
             return None
         if work.recall() is not None:
@@ -142,7 +142,7 @@ class Opened(Parts):
         self, principal: Principal, request: End, call: Call, work: Work | None
     ) -> Reply:
         held = self.transactions.find(request.transaction, principal, request.ask)
-        self._same_grant(principal, held, request)
+        self._same_grant(principal, held, request, call)
         deadline = deadline_of(call, None, held.grant, held.target)
         deadline = await self._enter(held, deadline, call)
         try:
@@ -174,11 +174,12 @@ class Opened(Parts):
     async def _execute_in(self, principal: Principal, request: Execute, call: Call) -> Reply:
         assert request.transaction is not None
         held = self.transactions.find(request.transaction, principal, request.ask)
-        self._same_grant(principal, held, request)
+        self._same_grant(principal, held, request, call)
         target = held.target
         if held.grant.limits.rows:
             request = within_rows(request, held.grant)
         plan = plan_of(target, held.grant, request.statement)
+        call.statements = (plan,)
         await self._hold(held.grant, [plan], request.schema)
         deadline = deadline_of(call, request.timeout, held.grant, target)
         deadline = await self._enter(held, deadline, call)
@@ -195,6 +196,8 @@ class Opened(Parts):
             suffix = ""
             if request.schema is not None:
                 suffix = await self._search_path(connection, request.schema, deadline)
+            until = stream_end(call, request.timeout, held.grant, target, self._time())
+            await self._claim(held.lease, held.grant, deadline, plan, until=until)
             bound = await bind(
                 connection,
                 plan,
@@ -274,6 +277,8 @@ class Opened(Parts):
         call.queued = call.started - entered
         call.target = held.target.name
         call.backend = held.lease.connection.get_server_pid()
+        commented = held.target.settings.trace_comment
+        held.lease.connection.comment = call.comment if commented else ""
         return deadline
 
     def _failed_in(self, held: Held, error: BaseException, call: Call) -> BaseException:

@@ -151,9 +151,9 @@ class Ledger:
         kinds = {self.kind(pool) for pool in target.pools.values()} - {None}
         return MEMORY if MEMORY in kinds else DATABASE if kinds else "unknown"
 
-    def forget(self, pool: Pool) -> None:
-        """The ledger was not where it was: look again."""
-        self._installed.pop(pool, None)
+    def miss(self, pool: Pool) -> None:
+        """The ledger is not there any more, or not for this login."""
+        self._installed[pool] = Installed(False, self.time() + _ASK_AGAIN)
 
     async def turn(self, id: bytes, deadline: float) -> asyncio.Future[None]:
         """Wait until no other request with the key runs here; then it is the caller's.

@@ -30,7 +30,7 @@ class Outcomes(Parts):
         is certain, for there it stands beside the work; without, this process tells what
         it remembers.
         """
-        grant, target = self._grant(principal, ask)
+        grant, target = self._grant(principal, ask, call)
         deadline = deadline_of(call, None, grant, target)
         key = self.ledger.key(Keyed(principal.subject, text, b""))
         try:

@@ -13,6 +13,7 @@ from ..core.deadline import smallest
 from ..core.errors import (
     DatabaseUnavailable,
     GatewayError,
+    InvalidRequest,
     Outcome,
     OutcomeUnknown,
     RateLimited,
@@ -26,9 +27,10 @@ from ..core.model import (
     Grant,
     Principal,
     Statement,
+    TransactionMode,
 )
 from ..core.observation import Repeated
-from ..core.policy import Rule, authorise
+from ..core.policy import Rule
 from ..core.retries import pause
 from ..core.streams import FIRST_ROWS
 from ..core.throttle import Buckets
@@ -42,12 +44,14 @@ from ..postgres.failures import (
     translate,
     unsent,
 )
+from .claims import Claiming
+from .decisions import Decisions
 from .guard_rail import GuardRail
 from .ledger import Ledger
 from .plans import Bound, Plan, check_allowed, check_parameters
 from .streams import Rows
 from .targets import Lease, Target, Targets
-from .told import RolledBack, keep_state, told, too_large
+from .told import RolledBack, after_failure, keep_state, told, too_large
 from .transactions import Held, Transactions
 from .work import Work
 
@@ -68,12 +72,15 @@ class Parts:
         transactions: Transactions,
         rules: Sequence[Rule],
         ledger: Ledger,
+        claims: Claiming,
         wall: Callable[[], float],
     ) -> None:
         self.targets = targets
         self.transactions = transactions
         self.rules = rules
+        self._decisions = Decisions()
         self.ledger = ledger
+        self.claims = claims
         self._wall = wall
         self._time = asyncio.get_running_loop().time
         self.guard_rail = GuardRail()
@@ -134,6 +141,33 @@ class Parts:
         quoted = '"' + schema.replace('"', '""') + '"'
         await connection.run(described, [quoted], timeout=left(deadline, self._time), budget=65_536)
         return "\n--" + schema.encode().hex()
+
+    async def _claim(
+        self,
+        lease: Lease,
+        grant: Grant,
+        deadline: float,
+        plan: Plan | None = None,
+        *,
+        until: float | None = None,
+        at_once: bool = False,
+    ) -> None:
+        """Have the claims of *grant* in place for the next statement, which is *plan*."""
+        if grant.claims is not None:
+            await self.claims.put_on(
+                lease.connection,
+                lease.target,
+                grant,
+                left(deadline, self._time),
+                until=deadline if until is None else until,
+                plan=plan,
+                at_once=at_once,
+            )
+
+    async def _take_off(self, lease: Lease, grant: Grant, deadline: float) -> None:
+        """Be the login itself again, for the gateway's own statements."""
+        if grant.claims is not None and grant.claims.role is not None:
+            await lease.connection.script("SET LOCAL ROLE none", left(deadline, self._time))
 
     async def _commit(self, connection: Connection, call: Call) -> None:
         """COMMIT, alone in its message, so that an error can only be its own.
@@ -210,11 +244,11 @@ class Parts:
         try:
             return await once()
         except Exception as error:
-            if not await self._again(lease, error, deadline):
+            if not await self._again(lease, error, call, deadline):
                 raise
         return await once()
 
-    async def _again(self, lease: Lease, error: Exception, deadline: float) -> bool:
+    async def _again(self, lease: Lease, error: Exception, call: Call, deadline: float) -> bool:
         """Whether *error* surely left nothing behind and a second attempt can help."""
         cause = error
         if isinstance(error, GatewayError) and not isinstance(error, RolledBack):
@@ -223,6 +257,8 @@ class Parts:
             ):
                 return False
             cause = error.__cause__
+        if call.in_doubt and not unsent(cause):
+            return False  # It ran outside any transaction: a part of it may be there.
         connection = lease.connection
         if isinstance(cause, RolledBack) or lost(cause):
             # Nothing is committed but by COMMIT, and a COMMIT that was lost is not told so.
@@ -285,24 +321,31 @@ class Parts:
         """The keyed work of *call*; `None` if it brought no key."""
         return Work(self.ledger, call, call.keyed) if call.keyed is not None else None
 
-    def _grant(self, principal: Principal, ask: Any) -> tuple[Grant, Target]:
-        grant = authorise(principal, ask, self.rules, self.targets.names)
+    def _grant(
+        self, principal: Principal, ask: Any, call: Call | None = None
+    ) -> tuple[Grant, Target]:
+        if call is not None:
+            call.asked = ask.target
+        grant = self._decisions.grant(principal, ask, self.rules, self.targets.names)
+        if call is not None:
+            call.grant = grant
         self._check_rate(principal, grant)
         return grant, self.targets.get(grant.target)
 
-    def _same_grant(self, principal: Principal, held: Held, request: Any) -> None:
+    def _same_grant(self, principal: Principal, held: Held, request: Any, call: Call) -> None:
         """The policy is asked for every call, and must still give what the id was made for."""
         ask = request.ask
+        call.asked = ask.target
         if ask.target is None:
             ask = ask._replace(target=held.target.name)
         if ask.database is None:
             ask = ask._replace(database=held.grant.database)
-        grant = authorise(principal, ask, self.rules, self.targets.names)
+        grant = self._decisions.grant(principal, ask, self.rules, self.targets.names)
         if grant.target != held.grant.target or grant.login != held.grant.login:
             raise TransactionGone("Transaction is not found.")
         self._check_rate(principal, grant)
         # What was made narrower since the transaction began is narrower from now on.
-        held.grant = grant
+        held.grant = call.grant = grant
 
     def _check_rate(self, principal: Principal, grant: Grant) -> None:
         rps = grant.limits.rps
@@ -348,7 +391,24 @@ class Parts:
         call.queued += lease.granted - entered
         call.target = target.name
         call.backend = lease.connection.get_server_pid()
+        if call.comment and target.settings.trace_comment:
+            lease.comment = lease.connection.comment = call.comment
+        if grant.claims is not None:
+            try:
+                await self.claims.check(lease, grant, left(deadline, self._time))
+            except BaseException as error:
+                raise after_failure(lease, error, call) from None
         return lease
+
+
+def check_key(call: Call, mode: TransactionMode) -> None:
+    """Refuse a write whose idempotency key anybody on the way could have changed."""
+    if call.must_read and not mode.read_only:
+        raise InvalidRequest(
+            "a signed request that writes needs an idempotency key that is signed too",
+            field="idempotency-key",
+            hint="send the header Idempotency-Key and sign it",
+        )
 
 
 def plan_of(target: Target, grant: Grant, statement: Statement) -> Plan:
@@ -357,6 +417,27 @@ def plan_of(target: Target, grant: Grant, statement: Statement) -> Plan:
     check_allowed(plan, grant)
     check_parameters(plan, statement.parameters, statement.strict)
     return plan
+
+
+def same_plan(target: Target, grant: Grant, statements: Sequence[Statement]) -> list[Plan]:
+    """As `plans_of`, for one text with many sets of values."""
+    plan: Plan | None = None
+    known: set[Any] = set()
+    for index, statement in enumerate(statements):
+        values = statement.parameters
+        names = frozenset(values) if isinstance(values, dict) else type(values)
+        if names in known:
+            continue
+        try:
+            if plan is None:
+                plan = plan_of(target, grant, statement)
+            else:
+                check_parameters(plan, values, statement.strict)
+        except GatewayError as error:
+            error.statement = index
+            raise
+        known.add(names)
+    return [] if plan is None else [plan] * len(statements)
 
 
 def plans_of(target: Target, grant: Grant, statements: Sequence[Statement]) -> list[Plan]:

@@ -8,10 +8,10 @@ transaction block, which of its parameters need a cast.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from ..core.classify import Classified, Path, classify, is_dml
+from ..core.classify import Classified, Path, classify, fingerprint, is_dml
 from ..core.errors import GatewayError, InvalidParameter, StatementNotAllowed
 from ..core.lexer import Token, TokenKind, tokens
 from ..core.model import Grant, Parameters, Statement, Typed
@@ -25,6 +25,9 @@ from ..postgres.types import TypeCatalog
 PLANS_KEPT = 5_000
 PLAN_CHARACTERS = 65_536
 """Longer texts are planned each time, so that a few of them cannot fill the memory."""
+
+FINGERPRINT_TOKENS = 8_192
+"""Of longer texts the beginning counts: it is the same for all that differ in values."""
 
 
 class Variant:
@@ -42,7 +45,8 @@ class Plan:
     """One statement text."""
 
     __slots__ = (
-        "bare", "casts", "classified", "large", "sql", "toks", "unnamed", "variants", "writes",
+        "_fingerprint", "bare", "casts", "classified", "large", "sql", "toks", "unnamed",
+        "variants", "writes",
     )  # fmt: skip
 
     def __init__(self, sql: str, toks: Sequence[Token], classified: Classified) -> None:
@@ -54,9 +58,17 @@ class Plan:
         self.large = False
         self.unnamed = False
         """It was looked at, and needs no named values."""
+        self._fingerprint: str | None = None
         self.variants: dict[Any, Variant] = {}
         self.casts: dict[Any, dict[Any, str]] = {}
         """By names and kinds of value: the casts that PostgreSQL turned out to need."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for texts that differ in values only; computed when somebody asks."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.sql, self.toks[:FINGERPRINT_TOKENS])
+        return self._fingerprint
 
 
 class Bound(NamedTuple):
@@ -230,6 +242,8 @@ async def bind(
 ) -> Bound:
     """Prepare *statement* on *connection* and encode its values.
 
+    Where the connection has a comment, the statement goes out with it.
+
     PostgreSQL infers the types first. Where it finds none, or takes a number for
     text, the statement is prepared again with casts, and that is remembered. A `Typed`
     value that does not fit what was inferred is cast to its own type.
@@ -242,6 +256,27 @@ async def bind(
     Raises:
         InvalidParameter: A value does not fit, or the number of values is wrong.
     """
+    bound = await _bind(
+        connection, plan, statement, timeout, suffix=suffix, in_transaction=in_transaction
+    )
+    if not connection.comment:
+        return bound
+    try:
+        described = await connection.with_comment(bound.variant.sql, bound.described, timeout)
+    except Exception as error:
+        _refuse(error, bound.variant)
+    return bound._replace(described=described)
+
+
+async def _bind(
+    connection: Connection,
+    plan: Plan,
+    statement: Statement,
+    timeout: float,
+    *,
+    suffix: str,
+    in_transaction: bool,
+) -> Bound:
     parameters = statement.parameters
     casts: dict[Any, str] = {}
     strict = statement.strict
@@ -311,7 +346,7 @@ async def bind(
     if own is None:
         # What it does not fit is what the text meant before somebody's DDL.
         connection.forget()
-        return await bind(
+        return await _bind(
             connection, plan, statement, timeout, suffix=suffix, in_transaction=in_transaction
         )
     recast = _variant(plan, parameters, {**casts, **own}, suffix, strict)
@@ -353,6 +388,50 @@ async def _is_stale(
         await connection.script("ROLLBACK TO SAVEPOINT pgsluice_prepare", timeout)
     await connection.script("RELEASE SAVEPOINT pgsluice_prepare", timeout)
     return stale
+
+
+def rebinder(
+    connection: Connection, bound: Bound, statement: Statement
+) -> Callable[[Parameters], list[Any] | None]:
+    """What gives the arguments of *bound* for other values of the same names and kinds.
+
+    `None` for values that are of other kinds, or do not fit: `bind` finds out what they need.
+    """
+    parameters = statement.parameters
+    variant, described = bound.variant, bound.described
+    encoders = _encoders(connection, variant, described)
+    values = _values(variant, parameters)
+    cells = list(zip(encoders, _kinds(values), strict=True))
+    names = variant.rewritten.names if isinstance(parameters, Mapping) else None
+    wanted = None if names is None else frozenset(parameters or ())
+
+    def again(parameters: Parameters) -> list[Any] | None:
+        if names is not None:
+            if type(parameters) is not dict or parameters.keys() != wanted:
+                return None
+            values: Sequence[Any] = [parameters[name] for name in names]
+        elif parameters is None or type(parameters) is dict:
+            return None
+        else:
+            values = parameters  # type: ignore[assignment]
+        if len(values) != len(cells):
+            return None
+        arguments: list[Any] = []
+        try:
+            for value, (encode, kind) in zip(values, cells, strict=True):
+                if type(value) is Typed:
+                    if value.type != kind:
+                        return None
+                    arguments.append(encode(value.value))
+                elif _kinds((value,))[0] != kind:
+                    return None
+                else:
+                    arguments.append(None if value is None else encode(value))
+        except InvalidParameter:
+            return None
+        return arguments
+
+    return again
 
 
 def _own_casts(

@@ -8,6 +8,7 @@ from ..core.classify import Path
 from ..core.model import Call, Execute, Grant, Kind, TransactionMode
 from ..postgres.connection import Connection
 from ..postgres.copy import copy_out, copy_query
+from .claims import goes_first
 from .parts import Parts, left, stream_end
 from .plans import Bound, Plan, bind
 from .reply import Reply, result_of
@@ -41,6 +42,9 @@ class Reads(Parts):
         if plan.large:
             return await self._stream(lease, plan, request, grant, call, deadline)
         connection = lease.connection
+        if goes_first(grant):
+            await connection.begin(_NOTHING, left(deadline, self._time), write=False)
+        await self._claim(lease, grant, deadline, plan)
         bound = await bind(connection, plan, request.statement, left(deadline, self._time))
         try:
             answer = await connection.run(
@@ -74,6 +78,10 @@ class Reads(Parts):
         await self._stream_place(lease, grant, call, deadline)
         connection, target = lease.connection, lease.target
         until = stream_end(call, request.timeout, grant, target, self._time())
+        begun = goes_first(grant)
+        if begun:
+            await connection.begin(_NOTHING, left(deadline, self._time), write=False)
+        await self._claim(lease, grant, deadline, plan, until=until)
         binary = call.form == "arrow" and not request.statement.parameters
         if binary:
             with connection.binary_times():
@@ -84,19 +92,22 @@ class Reads(Parts):
             bound = await bind(connection, plan, request.statement, left(deadline, self._time))
         if call.form == "csv" and request.max_rows is None and _can_copy(plan, request, bound):
             milliseconds = max(1, int(left(until, self._time) * 1000))
-            await connection.begin(
-                _NOTHING,
-                left(deadline, self._time),
-                write=False,
-                then=f"SET LOCAL statement_timeout={milliseconds}",
-            )
+            limit = f"SET LOCAL statement_timeout={milliseconds}"
+            if begun:
+                await connection.script(limit, left(deadline, self._time))
+            else:
+                await connection.begin(
+                    _NOTHING, left(deadline, self._time), write=False, then=limit
+                )
+                await self._claim(lease, grant, deadline, plan, until=until, at_once=True)
             copied = Copied(
                 bound.described.columns or (),
                 self._copying(connection, plan, until),
                 grant.limits,
             )
             return Reply(target, copied=copied, after=lease.settle, connection=connection)
-        await connection.begin(_NOTHING, left(deadline, self._time), write=False)
+        if not begun:
+            await connection.begin(_NOTHING, left(deadline, self._time), write=False)
         portal = await connection.open_portal(
             bound.described, bound.arguments, timeout=left(deadline, self._time)
         )
@@ -117,6 +128,8 @@ class Reads(Parts):
             place = await share.stream(grant.tenant, deadline)
             try:
                 await lease.step_in(grant, deadline)
+                if grant.claims is not None:
+                    await self.claims.check(lease, grant, left(deadline, self._time))
             except BaseException:
                 place.give_back()
                 raise
@@ -127,6 +140,8 @@ class Reads(Parts):
         self, connection: Connection, plan: Plan, until: float
     ) -> Callable[[Callable[[bytes], Awaitable[None]]], Awaitable[str]]:
         sql = copy_query(_without_end(plan))
+        if connection.comment:
+            sql = f"{sql}\n{connection.comment}"
 
         async def run(take: Callable[[bytes], Awaitable[None]]) -> str:
             try:

@@ -41,6 +41,15 @@ class Reply:
         """What was asked for is committed: whatever fails from here on, it has happened."""
         self._after = after
 
+    @property
+    def count(self) -> int | None:
+        """Rows returned or changed; of a stream those that were sent."""
+        if self.result is not None:
+            return self.result.row_count
+        if self.rows is not None:
+            return self.rows.count
+        return self.copied.count if self.copied is not None else None
+
     async def settle(self) -> None:
         """Clean up behind the answer; call it exactly once, whatever happened to the answer."""
         if self.rows is not None:

@@ -209,6 +209,8 @@ class Copied:
         limits: Limits,
     ) -> None:
         self.columns = columns
+        self.count = 0
+        """Rows, once PostgreSQL has said how many they were."""
         self._run = run
         self._most = limits.stream_bytes
 
@@ -223,7 +225,9 @@ class Copied:
                 raise past_limit(self._most)
             await take(piece)
 
-        await self._run(count)
+        tag = await self._run(count)
+        number = tag.rpartition(" ")[2]
+        self.count = int(number) if number.isdigit() else 0
 
 
 def past_limit(most: int) -> GatewayError:

@@ -27,7 +27,8 @@ class Lease:
     """A place in the target and the connection that goes with it."""
 
     __slots__ = (
-        "connection", "counted", "granted", "place", "pool", "settled", "target", "ticket",
+        "comment", "connection", "counted", "granted", "place", "pool", "settled", "target",
+        "ticket",
     )  # fmt: skip
 
     def __init__(self, target: Target, pool: Pool, ticket: Ticket, connection: Connection) -> None:
@@ -41,6 +42,8 @@ class Lease:
         """The tenant whose number of leases is limited."""
         self.place: Place | None = None
         """The right to keep it for long, for a stream or an open transaction."""
+        self.comment = ""
+        """What is written behind the statements of a request that is alone on it."""
         self.settled = False
 
     async def settle(self) -> None:
@@ -73,6 +76,7 @@ class Lease:
             # The login may have been configured anew since.
             self.pool = self.target.pool(self.pool.login, self.pool.database)
             self.connection = await self.target.connection(self.pool, deadline)
+            self.connection.comment = self.comment
         except BaseException:
             self.settled = True
             self._leave()
@@ -85,6 +89,7 @@ class Lease:
     async def step_in(self, grant: Grant, deadline: float) -> None:
         """Wait for a turn anew."""
         fresh = await self.target.lease(grant, deadline)
+        fresh.connection.comment = self.comment
         self.pool, self.ticket, self.connection = fresh.pool, fresh.ticket, fresh.connection
         self.counted = fresh.counted
         self.granted = fresh.granted
@@ -353,7 +358,7 @@ def _place(settings: TargetSettings) -> TargetSettings:
     return replace(
         settings,
         databases=(), resources=(), logins={}, pool=PoolSettings(),
-        read_budget=0, response_bytes=0, compat="",
+        read_budget=0, response_bytes=0, compat="", trace_comment=False,
     )  # fmt: skip
 
 

@@ -74,17 +74,20 @@ class Work:
     async def begin(self, lease: Lease, mode: TransactionMode, deadline: float) -> Any:
         """Open the transaction of the work, or return what an earlier request was answered.
 
+        Whoever has not taken its turn before, because it only now turns out to write, must
+        not wait for it here, where it holds a connection: twins meet in the database.
+
         Raises:
             KeyInProgress: Another request with the key still runs at *deadline*.
             KeyReused: The key belongs to another request.
             ResultNotKept: It took effect before; what it was answered is not there.
             OutcomeUnknown: It may have taken effect before, and nobody can tell.
         """
-        await self.take(deadline)
         ledger, connection = self._ledger, lease.connection
         self.kind = await ledger.look(lease, self._left(deadline))
         self._call.idempotency = self.kind
         if self.kind == MEMORY:
+            await self.take(deadline)
             kept = self._judged(await ledger.remembered(connection, self.key, deadline))
             if kept is None:
                 await connection.begin(mode, self._left(deadline))
@@ -97,7 +100,7 @@ class Work:
             if sqlstate(error) not in GONE:
                 raise
             await connection.script("ROLLBACK", self._left(deadline))
-            ledger.forget(lease.pool)
+            ledger.miss(lease.pool)
             return await self.begin(lease, mode, deadline)
         if tag == "SELECT 0":
             return None
@@ -261,7 +264,7 @@ class Work:
         """
         ledger = self._ledger
         if self.kind == MEMORY and self._number is None:
-            return True  # Nothing was written that could be there or not.
+            return False  # Nothing was written that could be there or not.
         deadline = max(deadline, ledger.time() + DOUBT)
         try:
             while True:

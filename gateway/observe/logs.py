@@ -1,18 +1,21 @@
 """One JSON line for each request: who, what, how it ended, how long. Never a value.
 
-What happens to the node itself has lines of its own, with the member `event`. Lines
-are collected and written together, so that a request costs no system call.
+What happens to the node itself has lines of its own, with the member `event`; so has a
+statement that took long. Lines are collected and written together, so that a request
+costs no system call.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import orjson
 
 from ..core.observation import (
+    AuditFailed,
     ConfigurationLoaded,
     ConfigurationRefused,
     ConnectFailed,
@@ -22,6 +25,7 @@ from ..core.observation import (
     Observer,
     Resolved,
 )
+from .told import Ended, fingerprints
 
 _BUFFER = 32_768
 _FLUSH_AFTER = 1.0
@@ -32,12 +36,28 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "off": 100}
 class RequestLog(Observer):
     """The access log, and what happens to the node."""
 
-    def __init__(self, level: str = "info", out: BinaryIO | None = None) -> None:
+    def __init__(
+        self,
+        level: str = "info",
+        out: BinaryIO | None = None,
+        *,
+        slow: float = 0.0,
+        later: Callable[[float, Callable[[], None]], object] | None = None,
+    ) -> None:
+        """Write to *out*, which is standard error if there is none.
+
+        Args:
+            slow: Seconds in PostgreSQL from which a statement has a line of its own.
+            later: Calls something in so many seconds; without, lines wait for the next one.
+        """
         self._level = _LEVELS.get(level, 20)
+        self.slow = slow
+        self._later = later
         self._out = out if out is not None else sys.stderr.buffer
         self._lines: list[bytes] = []
         self._size = 0
         self._flushed = 0.0
+        self._waiting = False
 
     def set_level(self, level: str) -> None:
         """Write what is at least as grave as *level* from now on."""
@@ -65,6 +85,8 @@ class RequestLog(Observer):
             case ConnectFailed(target, code, took):
                 found = {"target": target, "code": code, "took_ms": round(took * 1000, 2)}
                 self._event("warning", "connect_failed", found)
+            case AuditFailed(reason, again=False):
+                self._event("error", "audit_failed", {"reason": reason})
 
     def _event(self, level: str, event: str, more: dict[str, Any]) -> None:
         if self._level <= _LEVELS[level]:
@@ -73,40 +95,54 @@ class RequestLog(Observer):
             # These are rare, and somebody may be waiting for them.
             self.flush()
 
-    def request(
-        self,
-        *,
-        operation: str,
-        request_id: str,
-        subject: str | None,
-        status: int,
-        code: str | None,
-        queued: float,
-        running: float,
-    ) -> None:
-        """One request has ended; *queued* and *running* in seconds."""
-        failed = status >= 500 or status == 0
-        if self._level > (40 if failed else 20):
+    def request(self, ended: Ended) -> None:
+        """One request has ended."""
+        call = ended.call
+        failed = ended.status >= 500 or ended.status == 0
+        slow = 0 < self.slow <= call.running and self._level <= 30
+        if self._level > (40 if failed else 20) and not slow:
             return
         now = time.time()
         line: dict[str, Any] = {
             "time": round(now, 3),
             "level": "error" if failed else "info",
-            "operation": operation,
-            "request_id": request_id,
-            "subject": subject,
-            "status": status,
-            "queue_ms": round(queued * 1000, 2),
-            "db_ms": round(running * 1000, 2),
+            "operation": ended.operation,
+            "request_id": call.request_id,
+            "subject": ended.principal.subject if ended.principal is not None else None,
+            "target": call.target,
+            "fingerprint": fingerprints(call),
+            "status": ended.status,
+            "outcome": ended.outcome,
+            "rows": ended.rows,
+            "bytes": ended.sent,
+            "queue_ms": round(call.queued * 1000, 2),
+            "connect_ms": round(call.connecting * 1000, 2),
+            "db_ms": round(call.running * 1000, 2),
+            "total_ms": round((ended.ended - ended.received) * 1000, 2),
         }
-        if code is not None:
-            line["code"] = code
-        encoded = orjson.dumps(line)
+        if ended.code is not None:
+            line["code"] = ended.code
+            if ended.sqlstate is not None:
+                line["sqlstate"] = ended.sqlstate
+        if self._level <= (40 if failed else 20):
+            self._add(orjson.dumps(line), now)
+        if slow:
+            self._add(orjson.dumps({**line, "level": "warning", "event": "slow_statement"}), now)
+
+    def _add(self, encoded: bytes, now: float) -> None:
         self._lines.append(encoded)
         self._size += len(encoded)
         if self._size > _BUFFER or now - self._flushed > _FLUSH_AFTER:
             self._flushed = now
             self.flush()
+        elif self._later is not None and not self._waiting:
+            # Nobody may come after this one; it is to be read all the same.
+            self._waiting = True
+            self._later(_FLUSH_AFTER, self._flush_late)
+
+    def _flush_late(self) -> None:
+        self._waiting = False
+        self.flush()
 
     def flush(self) -> None:
         """Write what has been collected."""

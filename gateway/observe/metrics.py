@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from ..core.observation import (
+    AuditFailed,
     ConfigurationLoaded,
     ConfigurationRefused,
     ConnectFailed,
@@ -79,6 +81,18 @@ DEFINITIONS: Final = (
         "pgsluice_caller_connections", "gauge", (),
         "Open connections of callers.",
         "ClientConnections; SHOW LISTS used_clients",
+    ),
+    Definition(
+        "pgsluice_caller_connections_refused_total", "counter", ("reason",),
+        "Connections of callers that were ended before their request was served, by reason.",
+    ),
+    Definition(
+        "pgsluice_request_bytes_held", "gauge", (),
+        "Bytes of bodies of requests that are not answered yet.",
+    ),
+    Definition(
+        "pgsluice_response_bytes_unread", "gauge", (),
+        "Bytes of answers that callers are behind with.",
     ),
     Definition(
         "pgsluice_connections_limit", "gauge", _T,
@@ -170,6 +184,10 @@ DEFINITIONS: Final = (
         "SHOW STATS total_xact_time",
     ),
     Definition(
+        "pgsluice_audit_failures_total", "counter", (),
+        "Lines of the audit log that could not be written.",
+    ),
+    Definition(
         "pgsluice_draining", "gauge", (),
         "1 while the node takes no new work because it is to stop.",
     ),
@@ -183,6 +201,20 @@ DEFINITIONS: Final = (
     ),
 )  # fmt: skip
 """Every metric there is; the reference page is made from it."""
+
+REFUSED: Final = MappingProxyType(
+    {
+        "invalid_request": "It was no request that the gateway takes.",
+        "slow_request": "Its head or its body took too long.",
+        "too_large": "Its head or its body was larger than allowed.",
+        "overloaded": "More bodies were being received than the gateway holds.",
+        "pipelined": "Something was sent behind a request that was not answered yet.",
+        "silent": "Nothing was sent at all.",
+        "stalled": "An answer was not read for too long.",
+        "unread": "More of all answers together was unread than the gateway holds.",
+    }
+)
+"""Why the guard below HTTP ends a connection."""
 
 Labels = tuple[str, ...]
 Values = Mapping[Labels, float]
@@ -237,6 +269,10 @@ class NodeState(NamedTuple):
     callers: int
     draining: bool
     targets: Mapping[str, TargetState]
+    refused: Mapping[str, int] = MappingProxyType({})
+    """Connections that the guard ended, by reason."""
+    bodies: int = 0
+    unread: int = 0
 
 
 class Metrics(Observer):
@@ -261,6 +297,7 @@ class Metrics(Observer):
             )
         }
         self._reloaded = True
+        self._audit_failures = 0
 
     def _of(self, target: str) -> _Target:
         found = self._targets.get(target)
@@ -296,6 +333,8 @@ class Metrics(Observer):
             case ConfigurationRefused():
                 self._reloaded = False
                 self._count("pgsluice_config_reloads_total", "refused")
+            case AuditFailed():
+                self._audit_failures += 1
 
     def turn_taken(self, target: str, waited: float) -> None:
         """See `Observer`."""
@@ -359,6 +398,12 @@ class Metrics(Observer):
             "pgsluice_refusals_total": {(code,): value for code, value in self._refusals.items()},
             "pgsluice_requests_active": {(): state.active},
             "pgsluice_caller_connections": {(): state.callers},
+            "pgsluice_caller_connections_refused_total": {
+                (reason,): state.refused.get(reason, 0) for reason in (*REFUSED,)
+            },
+            "pgsluice_request_bytes_held": {(): state.bodies},
+            "pgsluice_response_bytes_unread": {(): state.unread},
+            "pgsluice_audit_failures_total": {(): self._audit_failures},
             "pgsluice_draining": {(): state.draining},
             "pgsluice_config_last_reload_successful": {(): self._reloaded},
             "pgsluice_connects_total": {(n,): sum(c.connect.counts) for n, c in counts.items()},

@@ -14,6 +14,7 @@ import fcntl
 import os
 import random
 import socket
+import struct
 import sys
 import termios
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,11 @@ from .failures import is_sign_of_ddl
 from .types import TypeCatalog
 
 CANARY = "pgsluice_canary"
+SEAL_SQL = (
+    "select pg_catalog.set_config('gw.claims', $1, true),"
+    " pg_catalog.set_config('gw.seal', $2, true)"
+)
+"""What is prepared as the canary; its values never stand in a text that others could read."""
 NOTICES_KEPT = 20
 _FAREWELL = 2.0
 """Seconds that a session which was closed under its statement has to end."""
@@ -109,10 +115,17 @@ class _Counter(asyncio.Protocol):
         """During COPY FROM STDIN: the beginning of a message whose end has not come yet."""
         self.refused = False
         """During COPY FROM STDIN: PostgreSQL has said that it fails."""
+        self.hidden: bytearray | None = None
+        """Until PostgreSQL has answered what the driver does not know that was sent: the
+        beginning of a message whose end has not come yet."""
 
     def data_received(self, data: bytes) -> None:
         self.left -= len(data)
         self.received += len(data)
+        if self.hidden is not None:
+            data = self._without_hidden(self.hidden, data)
+            if not data:
+                return
         if self.left < 0:
             self.exceeded = True
             self.keep_line()
@@ -132,6 +145,32 @@ class _Counter(asyncio.Protocol):
             if len(begun) < size:
                 break
             del begun[:size]
+
+    def _without_hidden(self, begun: bytearray, data: bytes) -> bytes:
+        """*data* without the answer to a Bind and an Execute that gives one row.
+
+        Parameters and notices that come in between are the driver's, and so is an error,
+        after which PostgreSQL answers nothing before the Sync.
+        """
+        begun += data
+        passed = bytearray()
+        while len(begun) >= 5:
+            size = 1 + int.from_bytes(begun[1:5], "big")
+            if len(begun) < size:
+                break
+            kind = begun[0]
+            if kind == 0x45:
+                self.hidden = None
+                break
+            if kind not in b"2DC":
+                passed += begun[:size]
+            del begun[:size]
+            if kind == 0x43:
+                self.hidden = None
+                break
+        if self.hidden is None:
+            passed += begun
+        return bytes(passed)
 
     def keep_line(self) -> None:
         """Keep the line open that is about to be closed, unless bytes of ours are on it."""
@@ -161,9 +200,12 @@ class Connection(asyncpg.Connection):
         "born",
         "broken",
         "catalog",
+        "comment",
+        "commented",
         "counter",
         "described",
         "expires",
+        "first",
         "notices",
         "unsynced",
     )
@@ -174,6 +216,7 @@ class Connection(asyncpg.Connection):
     _params: Any
     _config: Any
     _drop_local_statement_cache: Any
+    _stmts_to_close: Any
     _get_statement: Any
     _get_unique_id: Any
     born: float
@@ -183,12 +226,21 @@ class Connection(asyncpg.Connection):
     broken: bool
     """It must be closed instead of lent again."""
     described: dict[str, Described]
+    first: bytes | None
+    """Messages to be sent in front of the next statement, in the same flight."""
+    comment: str
+    """What is written behind each statement of the borrower's; nothing as a rule."""
+    commented: tuple[str, Described] | None
+    """The last statement that was prepared with such a comment, and the whole text of it."""
 
     def set_up(self, catalog: TypeCatalog) -> None:
         """Take over a fresh connection: text codecs, byte counter."""
         self.catalog = catalog
         self.described = {}
+        self.comment = ""
+        self.commented = None
         self.broken = False
+        self.first = None
         self.unsynced = False
         """Something was prepared: asyncpg sends Flush, so an implicit transaction is open."""
         self.notices: list[str] = []
@@ -209,10 +261,10 @@ class Connection(asyncpg.Connection):
         return notices
 
     async def plant_canary(self) -> None:
-        """Prepare the statement whose absence tells of DEALLOCATE ALL."""
+        """Prepare the statement whose absence tells of DEALLOCATE ALL, and which sets claims."""
         self.unsynced = True
         await self._protocol.prepare(
-            CANARY, "SELECT 1", 5.0, record_class=asyncpg.Record, ignore_custom_codec=True
+            CANARY, SEAL_SQL, 5.0, record_class=asyncpg.Record, ignore_custom_codec=True
         )
         # Nobody may be waiting for it any more: it must not idle in an open transaction,
         # whose snapshot keeps VACUUM from its work and whose time limit would end it.
@@ -258,6 +310,29 @@ class Connection(asyncpg.Connection):
         self.described[sql] = described
         return described
 
+    async def with_comment(self, sql: str, described: Described, timeout: float) -> Described:
+        """*described* prepared once more, with the comment in its text and for this time only.
+
+        A comment is another one each time: kept among the others, it would push them out.
+        """
+        text = f"{sql}\n{self.comment}"
+        kept = self.commented
+        if kept is not None and kept[0] == text and not kept[1].state.closed:
+            return kept[1]
+        self._drop_commented()
+        self.unsynced = True
+        # With a name: the one without is lost with the next simple query, such as BEGIN.
+        state = await self._get_statement(text, timeout, named=True, use_cache=False)
+        made = described._replace(state=state)
+        self.commented = (text, made)
+        return made
+
+    def _drop_commented(self) -> None:
+        """Let the driver close it, before it prepares the next statement."""
+        if self.commented is not None:
+            self._stmts_to_close.add(self.commented[1].state)
+            self.commented = None
+
     def _read_description(self, state: Any) -> Described:
         catalog = self.catalog
         parameters = tuple(parameter.oid for parameter in state._get_parameters() or ())
@@ -292,6 +367,23 @@ class Connection(asyncpg.Connection):
         finally:
             self.catalog.prepare_only(settings, [oid for oid, _, _ in _TIMES])
 
+    def claim(self, claims: str, seal: str) -> None:
+        """Set *claims* in the transaction of the next statement, right before it.
+
+        They travel in one flight with it, and in its implicit transaction if there is no
+        other. Both are values: nobody sees them in the text of the statement.
+        """
+        self.first = _bind_and_execute(CANARY, (claims, seal))
+
+    async def _send_first(self, timeout: float) -> None:
+        first, self.first = self.first, None
+        if first is not None:
+            # The driver writes at once then, and nothing comes between.
+            await self.quiet(timeout)
+            if not self.is_closed():
+                self.counter.hidden = bytearray()
+                self._transport.write(first)
+
     async def run(
         self,
         described: Described,
@@ -314,6 +406,8 @@ class Connection(asyncpg.Connection):
             OverBudget: More bytes came than *budget*.
         """
         counter = self.counter
+        if self.first is not None:
+            await self._send_first(timeout)
         counter.left = budget
         self.unsynced = False
         try:
@@ -321,6 +415,8 @@ class Connection(asyncpg.Connection):
                 described.state, arguments, portal, limit, True, timeout
             )
         except Exception as error:
+            if counter.hidden is not None and not isinstance(error, TimeoutError):
+                self.broken = True  # the driver never sent its part, and PostgreSQL waits for it
             if is_sign_of_ddl(error):
                 self.forget()
             if counter.exceeded:
@@ -340,6 +436,7 @@ class Connection(asyncpg.Connection):
         self, described: Described, sets: Sequence[Sequence[Any]], *, timeout: float
     ) -> None:
         """Execute once for each of *sets*, pipelined; rows are thrown away."""
+        await self._send_first(timeout)
         await self._protocol.bind_execute_many(described.state, sets, "", timeout, False)
 
     def portal_name(self) -> str:
@@ -351,6 +448,7 @@ class Connection(asyncpg.Connection):
     ) -> str:
         """A named portal inside the open transaction, to be read by `fetch_portal`."""
         name = self.portal_name()
+        await self._send_first(timeout)
         await self._protocol.bind(described.state, arguments, name, timeout)
         return name
 
@@ -384,6 +482,11 @@ class Connection(asyncpg.Connection):
     def in_transaction(self) -> bool:
         """Whether PostgreSQL says that a transaction block is open, also a failed one."""
         return bool(self._protocol.is_in_transaction())
+
+    @property
+    def database(self) -> str:
+        """The name of its database."""
+        return str(self._params.database)
 
     @property
     def in_recovery(self) -> bool:
@@ -428,6 +531,11 @@ class Connection(asyncpg.Connection):
             return False
         await self.quiet(timeout)
         self.notices.clear()
+        self.first = None
+        if self.counter.hidden is not None:
+            return False
+        self.comment = ""
+        self._drop_commented()
         if protocol.is_in_transaction():
             await self.script("ROLLBACK", timeout)
         return await self.script(reset_script(), timeout) == CLEAN
@@ -478,6 +586,20 @@ class Connection(asyncpg.Connection):
                     backend_pid=self._protocol.backend_pid,
                     backend_secret=self._protocol.backend_secret,
                 )
+
+
+def _bind_and_execute(statement: str, values: Sequence[str]) -> bytes:
+    """The messages Bind and Execute, values and result as text. No Sync: more follows."""
+    body = bytearray(b"\0" + statement.encode() + b"\0" + struct.pack("!HH", 0, len(values)))
+    for value in values:
+        raw = value.encode()
+        body += struct.pack("!i", len(raw)) + raw
+    body += struct.pack("!H", 0)
+    execute = b"\0" + struct.pack("!i", 0)
+    return b"".join(
+        kind + struct.pack("!i", 4 + len(message)) + message
+        for kind, message in ((b"B", bytes(body)), (b"E", execute))
+    )
 
 
 def _unacknowledged(descriptor: int) -> int:

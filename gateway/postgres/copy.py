@@ -6,6 +6,7 @@ quoted identifiers, or is a statement that PostgreSQL has already prepared as on
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
@@ -60,7 +61,9 @@ async def copy_out(connection: Connection, sql: str, take: Take, timeout: float)
             await take(whole)
 
     connection.unsynced = False
-    tag = await connection._protocol.copy_out(sql, collect, timeout)
+    # Not the driver's own timeout, which makes a task for every piece.
+    async with asyncio.timeout(timeout):
+        tag = await connection._protocol.copy_out(sql, collect, None)
     if pieces:
         await take(b"".join(pieces))
     return str(tag)
@@ -86,7 +89,8 @@ async def copy_in(
 
     connection.unsynced = False
     try:
-        tag = await connection._protocol.copy_in(sql, feed(), None, None, None, timeout)
+        async with asyncio.timeout(timeout):
+            tag = await connection._protocol.copy_in(sql, feed(), None, None, None, None)
     finally:
         counter.watched = None
     return int(str(tag).rpartition(" ")[2])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import enum
+import io
 import math
+import tracemalloc
 import uuid
+from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
@@ -13,7 +17,7 @@ from typing import Any
 import pgsluice
 import pytest
 
-from tests.fix_gateway import Gateway
+from tests.fix_gateway import Gateway, until
 
 UTC = timezone.utc  # noqa: UP017 - the client's oldest Python
 
@@ -75,6 +79,16 @@ ROUND_TRIPS: list[tuple[str, Any]] = [
     ("_bytea", [b"\x00", b""]),
     ("_float8", [math.inf, 1.5]),
     ("inet", "10.0.0.1"),
+    ("int4range", pgsluice.Range(1, 5)),
+    ("int8range", pgsluice.Range(None, 5)),
+    ("int4range", pgsluice.Range(empty=True)),
+    ("numrange", pgsluice.Range(Decimal("1.50"), None, "(]")),
+    ("daterange", pgsluice.Range(date(2024, 1, 1), date(2024, 2, 1))),
+    ("tsrange", pgsluice.Range(datetime(2024, 1, 1, 0, 0, 0, 5), datetime(2024, 1, 2), "[]")),
+    ("tstzrange", pgsluice.Range(datetime(2024, 1, 1, tzinfo=UTC), None)),
+    ("int4multirange", pgsluice.Multirange([pgsluice.Range(1, 2), pgsluice.Range(5, 9)])),
+    ("_int4range", [pgsluice.Range(1, 2), None]),
+    ("_interval", [pgsluice.Interval(1, 2, 3)]),
 ]
 
 
@@ -230,3 +244,146 @@ def test_a_key_pair_is_as_good_as_a_token(shared_gateway: Gateway) -> None:
         assert client.scalar("select :name::text", {"name": "ü"}) == "ü"
         with client.transaction() as tx:
             assert tx.scalar("select 1") == 1
+
+
+class Mood(enum.Enum):
+    GLAD = "glad"
+    SAD = "sad"
+
+
+@pytest.fixture
+def moods(shared_gateway: Gateway) -> Iterator[pgsluice.Client]:
+    shared_gateway.execute("create type client_mood as enum ('glad', 'sad')")
+    with pgsluice.connect(
+        shared_gateway.url, token=shared_gateway.token, types={"client_mood": Mood}
+    ) as client:
+        yield client
+    shared_gateway.execute("drop type client_mood")
+
+
+def test_an_enum_is_an_enum_both_ways(moods: pgsluice.Client) -> None:
+    row = moods.execute("select $1::client_mood, $2::client_mood[]", [Mood.SAD, [Mood.GLAD, None]])
+    assert row.one() == (Mood.SAD, [Mood.GLAD, None])
+
+
+def test_numbers_inside_json_are_exact_when_asked(shared_gateway: Gateway) -> None:
+    text = '{"n": 0.12345678901234567890, "i": 123456789012345678901234567890}'
+    sql = "select $1::jsonb, 0.5::float8"
+    with pgsluice.connect(
+        shared_gateway.url, token=shared_gateway.token, exact_json=True
+    ) as client:
+        document, number = client.execute(sql, [text]).one()
+        ((streamed, _),) = list(client.stream(sql, [text]))
+    assert document == {"n": Decimal("0.12345678901234567890"), "i": 123456789012345678901234567890}
+    assert streamed == document
+    assert (number, type(number)) == (0.5, float)
+
+
+def test_rows_are_named_after_their_columns(db: pgsluice.Client) -> None:
+    (row,) = db.query("select 1 as a, 2 as b", into=namedtuple)
+    assert (row.a, row.b, row) == (1, 2, (1, 2))
+    assert db.query("select 1 as a, 2 as a", into=tuple) == [(1, 2)]
+
+
+def test_a_result_is_cut_off_where_asked(db: pgsluice.Client) -> None:
+    cut = db.execute("select n from generate_series(1, 10) n", max_rows=3)
+    assert (cut.rows, cut.truncated) == ([(1,), (2,), (3,)], True)
+
+
+def test_many_rows_are_read_in_constant_memory(db: pgsluice.Client) -> None:
+    tracemalloc.start()
+    try:
+        total = 0
+        with db.stream(
+            "select n, repeat('x', 50) from generate_series(1, 200000) n", read_only=True
+        ) as rows:
+            assert [column.name for column in rows.columns] == ["n", "repeat"]
+            for n, _ in rows:
+                total += n
+                if n == 20_000:
+                    tracemalloc.reset_peak()
+                    early = tracemalloc.get_traced_memory()[0]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert total == 200_000 * 200_001 // 2
+    assert (rows.row_count, rows.command) == (200_000, "SELECT")
+    assert peak - early < 4 << 20
+
+
+def test_a_stream_that_is_left_early_stops_its_statement(
+    db: pgsluice.Client, shared_gateway: Gateway
+) -> None:
+    with db.stream("select n from generate_series(1, 100000000) n /* left early */") as rows:
+        assert next(rows) == (1,)
+    running = (
+        "select count(*) from pg_stat_activity where query like '%/* left early */%'"
+        " and state = 'active' and pid <> pg_backend_pid()"
+    )
+    until(lambda: db.scalar(running) == 0, "the statement goes on")
+
+
+def test_a_stream_has_the_errors_of_a_statement(db: pgsluice.Client) -> None:
+    with pytest.raises(pgsluice.ProgrammingError):
+        next(db.stream("select nonsense"))
+    with pytest.raises(pgsluice.DataError) as caught:
+        list(db.stream("select 1 / (50000 - n) from generate_series(1, 60000) n", read_only=True))
+    assert caught.value.sqlstate == "22012"
+    assert list(db.stream("select 1 where false")) == []
+
+
+def test_rows_are_copied_in(db: pgsluice.Client) -> None:
+    db.execute(
+        "create table client_copied (n int, t text, b bytea, a text[], j jsonb, r int4range,"
+        " o bool, i interval)"
+    )
+    row = (1, 'é,\n"x"', b"\x00\xff", ["a,b", None, ""], {"k": [1]}, pgsluice.Range(1, 5), True)
+    row = (*row, pgsluice.Interval(1, 2, 3))
+    try:
+        nothing = (None,) * len(row)
+        assert db.copy_in("client_copied", iter([row, nothing])) == 2
+        assert db.query("select * from client_copied order by n", into=tuple) == [row, nothing]
+        assert db.copy_in("client_copied", '7,seven\n8,""\n', columns=["n", "t"]) == 2
+        assert db.copy_in("client_copied", io.BytesIO(b"9,nine\n"), columns=["n", "t"]) == 1
+        assert db.scalar("select t from client_copied where n = 8") == ""
+        with pytest.raises(pgsluice.DataError):
+            db.copy_in("client_copied", [("x",)], columns=["n"])
+        assert db.scalar("select count(*) from client_copied") == 5
+    finally:
+        db.execute("drop table client_copied")
+
+
+def test_work_that_lost_a_race_is_done_again(db: pgsluice.Client, table: str) -> None:
+    db.execute(f"insert into {table} values (1, 0)")
+    seen: list[int] = []
+
+    def work(tx: pgsluice.Transaction) -> int:
+        n: int = tx.scalar(f"select n from {table}")
+        seen.append(n)
+        if len(seen) == 1:
+            db.execute(f"update {table} set n = n + 10")
+        tx.execute(f"update {table} set n = $1", [n + 1])
+        return n + 1
+
+    assert db.transaction(isolation="repeatable_read").run(work) == 11
+    assert seen == [0, 10]
+    with pytest.raises(pgsluice.CheckViolation):
+        db.transaction().run(lambda tx: tx.execute(f"update {table} set n = -1"))
+    seen.clear()
+    with pytest.raises(pgsluice.SerializationFailure):
+        db.transaction(isolation="repeatable_read", attempts=1).run(work)
+
+
+def test_a_transaction_can_be_told_to_write_nothing(db: pgsluice.Client, table: str) -> None:
+    with pytest.raises(pgsluice.OperationalError), db.transaction(read_only=True) as tx:
+        tx.execute(f"insert into {table} values (1, 1)")
+    with db.transaction() as tx, pytest.raises(ValueError, match="outside of a transaction"):
+        tx.execute("select 1", key="k")
+
+
+def test_a_key_sent_twice_happens_once(db: pgsluice.Client, table: str) -> None:
+    insert = f"insert into {table} values (1, 1) returning id"
+    key = uuid.uuid4().hex
+    assert db.execute(insert, key=key).scalar() == 1
+    assert db.execute(insert, key=key).scalar() == 1
+    assert db.scalar(f"select count(*) from {table}") == 1

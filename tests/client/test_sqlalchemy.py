@@ -67,3 +67,208 @@ def outcomes(python: Path, folder: Path, uri: str) -> dict[str, str]:
         state = "failed" if bad else "skipped" if case.find("skipped") is not None else "passed"
         found[name] = state
     return found
+
+
+def exceptions() -> dict[str, str]:
+    """Tests that the gateway cannot pass, each with the reason why."""
+    found = {}
+    for line in (HERE / "sqlalchemy_suite" / "exceptions.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, _, reason = line.partition("  ")
+            found[name] = reason.strip()
+    assert all(found.values())
+    return found
+
+
+@pytest.mark.slow
+def test_what_passes_over_psycopg_passes_over_the_gateway(
+    python: Path, shop: Gateway, database: Database, tmp_path: Path
+) -> None:
+    port = database.server.port
+    direct = f"postgresql+psycopg://{database.app_user}@{LOOPBACK}:{port}/{database.name}"
+    reference = outcomes(python, tmp_path / "psycopg", direct)
+    ours = outcomes(python, tmp_path / "pgsluice", url_of(shop))
+    passed = {name for name, state in reference.items() if state == "passed"}
+    assert len(passed) > 1_500
+    worse = {name for name in passed if ours.get(name) != "passed"}
+    listed = exceptions()
+    assert worse <= set(listed), "\n".join(sorted(worse - set(listed)))
+    assert len(listed) <= 0.02 * len(passed)
+
+
+PROGRAM = """
+import asyncio, datetime, decimal, enum, sys
+import sqlalchemy as sa
+from sqlalchemy import orm
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+registry.register("postgresql.pgsluice", "pgsluice.sqlalchemy", "Dialect")
+url = sys.argv[1]
+
+class Mood(enum.Enum):
+    glad = 1
+
+class Base(orm.DeclarativeBase):
+    pass
+
+class Author(Base):
+    __tablename__ = "author"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    name: orm.Mapped[str]
+    mood: orm.Mapped[Mood]
+    about: orm.Mapped[dict] = orm.mapped_column(JSONB)
+    paid: orm.Mapped[decimal.Decimal] = orm.mapped_column(sa.Numeric(10, 2))
+    born: orm.Mapped[datetime.datetime] = orm.mapped_column(sa.DateTime(timezone=True))
+    books: orm.Mapped[list["Book"]] = orm.relationship(back_populates="author")
+
+class Book(Base):
+    __tablename__ = "book"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    title: orm.Mapped[str]
+    author_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey("author.id"))
+    author: orm.Mapped[Author] = orm.relationship(back_populates="books")
+
+born = datetime.datetime(1990, 1, 2, tzinfo=datetime.timezone.utc)
+
+def author(name):
+    return Author(name=name, mood=Mood.glad, about={"a": [1]}, paid=decimal.Decimal("1.50"),
+                  born=born, books=[Book(title="one"), Book(title="two")])
+"""
+
+USES = {
+    "orm": """
+engine = sa.create_engine(url)
+Base.metadata.create_all(engine)
+with orm.Session(engine) as session, session.begin():
+    session.add_all([author("Ada"), author("Bob")])
+with orm.Session(engine) as session:
+    ada = session.scalars(sa.select(Author).options(orm.selectinload(Author.books))
+                          .where(Author.name == "Ada")).one()
+    assert (ada.mood, ada.about, ada.paid, ada.born) == (
+        Mood.glad, {"a": [1]}, decimal.Decimal("1.50"), born)
+    assert [book.title for book in ada.books] == ["one", "two"]
+    ada.name = "Eve"
+    session.flush()
+    session.rollback()
+    assert ada.name == "Ada"
+    try:
+        session.execute(sa.text("insert into book (title, author_id) values ('x', 0)"))
+    except sa.exc.IntegrityError:
+        session.rollback()
+    else:
+        raise AssertionError
+    assert len(list(session.scalars(sa.select(Book).execution_options(yield_per=1)))) == 4
+Base.metadata.drop_all(engine)
+""",
+    "reflection": """
+engine = sa.create_engine(url)
+Base.metadata.create_all(engine)
+found = sa.MetaData()
+found.reflect(engine)
+assert set(found.tables) == {"author", "book"}
+assert [key.target_fullname for key in found.tables["book"].foreign_keys] == ["author.id"]
+assert isinstance(found.tables["author"].c.about.type, JSONB)
+assert found.tables["author"].c.paid.type.scale == 2
+assert sa.inspect(engine).get_enums()[0]["labels"] == ["glad"]
+Base.metadata.drop_all(engine)
+""",
+    "async": """
+async def main():
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    async with AsyncSession(engine) as session, session.begin():
+        session.add(author("Ada"))
+    async with AsyncSession(engine) as session:
+        ada = (await session.scalars(sa.select(Author))).one()
+        assert (ada.mood, ada.paid) == (Mood.glad, decimal.Decimal("1.50"))
+        assert [b.title for b in await session.scalars(sa.select(Book).order_by(Book.id))] == [
+            "one", "two"]
+    async with engine.connect() as connection:
+        rows = await connection.stream(sa.text("select n from generate_series(1, 5000) n"))
+        assert len([row async for row in rows]) == 5000
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.drop_all)
+    await engine.dispose()
+
+asyncio.run(main())
+""",
+    "pandas": """
+import pandas
+engine = sa.create_engine(url)
+frame = pandas.read_sql("select n, n / 2.0::float8 as half from generate_series(1, 3) n", engine)
+assert frame["half"].tolist() == [0.5, 1.0, 1.5]
+assert frame.to_sql("frame", engine, index=False) == 3
+assert pandas.read_sql_table("frame", engine)["n"].tolist() == [1, 2, 3]
+with engine.begin() as connection:
+    connection.execute(sa.text("drop table frame"))
+""",
+    "polars": """
+import polars
+engine = sa.create_engine(url)
+frame = polars.read_database("select n, n::text as t from generate_series(1, 3) n", engine)
+assert frame.rows() == [(1, "1"), (2, "2"), (3, "3")]
+import pgsluice.dbapi
+with engine.connect() as connection:
+    raw = pgsluice.dbapi.Connection(connection.connection.driver_connection.client)
+    assert polars.read_database("select 7 as n", raw).rows() == [(7,)]
+""",
+    "alembic": """
+import pathlib, tempfile
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+
+engine = sa.create_engine(url)
+with engine.begin() as connection:
+    operations = Operations(MigrationContext.configure(connection))
+    operations.create_table("author", sa.Column("id", sa.Integer, primary_key=True))
+    operations.add_column("author", sa.Column("name", sa.String, nullable=False))
+with engine.connect() as connection:
+    found = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+    assert any(each[0] == "add_table" and each[1].name == "book" for each in found), found
+
+folder = pathlib.Path(tempfile.mkdtemp())
+config = Config(str(folder / "alembic.ini"))
+config.set_main_option("script_location", str(folder / "migrations"))
+command.init(config, str(folder / "migrations"))
+(folder / "migrations" / "env.py").write_text(
+    "from alembic import context\\n"
+    "import sqlalchemy\\n"
+    f"engine = sqlalchemy.create_engine({url!r})\\n"
+    "with engine.connect() as connection:\\n"
+    "    context.configure(connection=connection)\\n"
+    "    with context.begin_transaction():\\n"
+    "        context.run_migrations()\\n")
+script = command.revision(config, "first")
+path = pathlib.Path(script.path)
+path.write_text(path.read_text().replace(
+    "def upgrade() -> None:\\n", "def upgrade() -> None:\\n    op.drop_table('author')\\n", 1))
+command.upgrade(config, "head")
+with engine.begin() as connection:
+    assert not sa.inspect(connection).has_table("author")
+    version = connection.execute(sa.text("select version_num from alembic_version")).scalar()
+    assert version == script.revision
+    connection.execute(sa.text("drop table alembic_version"))
+""",
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_is_built_on_sqlalchemy_works(
+    python: Path, gateway: Gateway, use: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM + USES[use])
+    done = subprocess.run(
+        [str(python), "-W", "error::ResourceWarning", str(program), url_of(gateway)],
+        env={**os.environ, "PYTHONPATH": str(CLIENT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

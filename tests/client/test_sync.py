@@ -13,6 +13,7 @@ from typing import Any
 
 import pgsluice
 import pytest
+from pgsluice._core import Send
 from pgsluice._http import Http, NoAnswer, origin
 
 ONE = {
@@ -108,7 +109,7 @@ class Gateway:
                     headers[name.lower()] = value.strip()
                 body = stream.read(int(headers.get("content-length", "0")))
                 path = line.decode().split()[1]
-                self.seen.append(Seen(number, path, headers, json.loads(body)))
+                self.seen.append(Seen(number, path, headers, json.loads(body or b"null")))
                 reply = self.replies.pop(0) if self.replies else answer(ONE)
                 if not reply(connection):
                     break
@@ -183,9 +184,51 @@ def test_a_write_whose_answer_is_lost_is_not_sent_again(
 ) -> None:
     server.script(loss)
     with pytest.raises(pgsluice.OutcomeUnknown) as caught:
-        db.execute("insert into t values (1)")
+        db.execute("insert into t values (1)", key="k1")
     assert (caught.value.outcome, caught.value.retry) == ("unknown", "unknown")
-    assert len(server.seen) == 1
+    assert caught.value.key == "k1"
+    # It asked what became of it; that answer was of no help.
+    assert paths(server) == ["/execute", "/outcomes/k1"]
+
+
+KEPT = "x-gateway-idempotency: database\r\n"
+
+
+def test_a_write_is_sent_again_with_its_key_to_a_gateway_that_keeps_keys(
+    server: Gateway, db: pgsluice.Client
+) -> None:
+    server.script(answer(ONE, headers=KEPT), reset, answer(ONE))
+    db.execute("insert into t values (1)")
+    db.execute("insert into t values (2)")
+    first, lost, again = server.seen
+    assert first.headers["idempotency-key"] != lost.headers["idempotency-key"]
+    assert lost.headers["idempotency-key"] == again.headers["idempotency-key"]
+    assert lost.body == again.body
+
+
+@pytest.mark.parametrize(
+    "sql", ["call p()", "vacuum t", "create database d", "/* insert */ do $$ begin end $$", ""]
+)
+def test_what_may_have_to_run_outside_of_a_transaction_is_never_sent_again(
+    server: Gateway, db: pgsluice.Client, sql: str
+) -> None:
+    server.script(answer(ONE, headers=KEPT), reset)
+    db.execute("insert into t values (1)")
+    with pytest.raises(pgsluice.OutcomeUnknown):
+        db.execute(sql)
+    assert len(server.seen) == 2
+
+
+def test_the_gateway_is_asked_what_became_of_a_first_write(
+    server: Gateway, db: pgsluice.Client
+) -> None:
+    server.script(reset, answer({"outcome": "not_executed"}), answer(ONE))
+    db.execute("-- first\n insert into t values (1)", key="k")
+    assert paths(server) == ["/execute", "/outcomes/k", "/execute"]
+    server.script(reset, answer({"outcome": "committed"}))
+    with pytest.raises(pgsluice.OutcomeUnknown) as caught:
+        db.batch(["insert into t values (1)"])
+    assert (caught.value.outcome, caught.value.retry) == ("committed", "never")
 
 
 @pytest.mark.parametrize(
@@ -357,7 +400,7 @@ def test_a_slow_gateway_is_not_waited_for_beyond_the_deadline(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         http = Http(origin(f"http://127.0.0.1:{listener.getsockname()[1]}"))
         with pytest.raises(NoAnswer) as caught:
-            http.post("/execute", {"Host": "h"}, b"{}", timeout=0.05)
+            http.send(Send("POST", "/execute", {"Host": "h"}, b"{}", 0.05))
         assert caught.value.sent
         http.close()
 

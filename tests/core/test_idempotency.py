@@ -21,7 +21,7 @@ SECRET = ledger_key(b"m" * 32)
 
 
 def key(subject: str = "s", text: bytes = b"k", request: bytes = b"r") -> Key:
-    return Keyed(subject, text, request).derive(SECRET)
+    return Keyed(subject, text, b"execute", request).derive(SECRET)
 
 
 @given(st.text(), st.binary(), st.text(), st.binary())
@@ -38,7 +38,7 @@ def test_a_border_between_subject_and_key_cannot_be_moved() -> None:
 
 
 def test_another_master_key_makes_other_keys() -> None:
-    other = Keyed("s", b"k", b"r").derive(ledger_key(b"n" * 32))
+    other = Keyed("s", b"k", b"execute", b"r").derive(ledger_key(b"n" * 32))
     assert other.token != key().token
     assert other.request == key().request
 
@@ -119,3 +119,10 @@ def test_a_pause_has_full_jitter_and_an_end() -> None:
     assert pause(1, 0.0) == 0.0
     assert pause(50, 1.0) == 1.0
     assert pause(1, 0.999) < pause(2, 0.999) < pause(3, 0.999)
+
+
+def test_a_request_is_its_operation_and_its_body() -> None:
+    one = Keyed("s", b"k", b"execute", b"body").derive(SECRET)
+    two = Keyed("s", b"k", b"executeb", b"ody").derive(SECRET)
+    assert one.id == two.id
+    assert judge(Entry(one.request, b"x", 0.0), two) is Verdict.REUSED

@@ -229,3 +229,15 @@ def test_tokens_may_be_handed_in() -> None:
     sql = "select :a"
     assert rewrite(sql, {"a"}, None, tokens(sql)) == rewrite(sql, {"a"})
     assert cast_positional("$1", {1: "int8"}, tokens("$1")) == cast_positional("$1", {1: "int8"})
+
+
+def test_strict_gives_every_occurrence_its_own_number() -> None:
+    rewritten = rewrite("select :a, :b, :a", {"a", "b"}, {"a": "text"}, strict=True)
+    assert rewritten.sql == "select ($1::text), $2, ($3::text)"
+    assert rewritten.names == ("a", "b", "a")
+
+
+def test_strict_takes_slices_for_parameters() -> None:
+    assert rewrite("select a[1:2], :b", {"b"}).names == ("b",)
+    with pytest.raises(InvalidParameter, match="Cannot find parameter: 2"):
+        rewrite("select a[1:2], :b", {"b"}, strict=True)

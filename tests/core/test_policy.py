@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from gateway.core.errors import Forbidden
 from gateway.core.model import Ask, Grant, Limits, Principal
-from gateway.core.policy import ClaimRef, Rule, TargetNames, authorise, find_login, find_target
+from gateway.core.policy import (
+    ClaimRef,
+    Rule,
+    TargetNames,
+    authorise,
+    explain,
+    find_login,
+    find_target,
+    has_rule,
+    text_hash,
+)
 
 CLUSTER = "arn:aws:rds:us-east-1:123456789012:cluster:"
 SECRET = "arn:aws:secretsmanager:us-east-1:123456789012:secret:"
@@ -445,3 +455,45 @@ def test_who_no_rule_means_gets_nothing(rules: list[Rule], asked: Ask) -> None:
             [r for r in rules if r.principals != ("*",)],
             TARGETS,
         )
+
+
+# ---- listed statements, tables and verbs -----------------------------------------------------
+
+
+def test_a_listed_statement_is_known_by_its_text_or_its_hash() -> None:
+    by_text = rule(statements="listed", listed=frozenset({"select 1"}))
+    by_hash = rule(statements="listed", listed=frozenset({text_hash("select 1")}))
+    assert by_text.listed == by_hash.listed == grant(FN, ask(), by_text).listed
+    assert text_hash("select  1") not in by_text.listed
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"statements": "listed"},
+        {"listed": frozenset({"select 1"})},
+        {"statements": "dml", "listed": frozenset({"select 1"})},
+        {"verbs": ("truncate",)},
+        {"verbs": ("SELECT",)},
+    ],
+)
+def test_a_rule_that_would_not_mean_what_it_says_is_refused(members: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"listed|verbs"):
+        rule(**members)
+
+
+def test_a_rule_means_somebody_or_nobody() -> None:
+    rules = [rule(principals=("orders-*",)), rule(claims={"a": "b"}, principals=("x",))]
+    assert has_rule(FN, rules)
+    assert not has_rule(OTHER, rules)
+    assert not has_rule(FN, [])
+
+
+def test_an_explanation_ends_with_the_rule_that_decided() -> None:
+    rules = [rule(name="a", principals=("x",)), rule(name="b"), rule(name="c")]
+    told = explain(FN, ask(), rules, TARGETS)
+    assert told.grant == authorise(FN, ask(), rules, TARGETS)
+    assert [(each.rule, each.decides) for each in told.reasons] == [("a", False), ("b", True)]
+    told = explain(FN, ask("nothing"), rules, TARGETS)
+    assert (told.grant, told.refusal) == (None, "unknown target")
+    assert not any(each.decides for each in told.reasons)

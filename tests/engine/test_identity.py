@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import patch
@@ -35,9 +36,11 @@ from gateway.engine import identity
 from gateway.engine.dear import DearWork
 from gateway.engine.exchange import Issued, issue
 from gateway.engine.identity import Identified, Identifier
+from gateway.engine.issuers import make_identifier
 from gateway.providers import jwks
 from gateway.providers.fetch import Fetcher
 from gateway.providers.jwks import KeySet
+from gateway.settings import AuthSettings, IssuerSettings, Settings, TokenSettings
 from tests.fix_loopback import Loopback, Page, serving
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
@@ -573,3 +576,27 @@ async def test_a_source_that_behaves_again_is_forgiven() -> None:
 
 def gateway_issued() -> bytes:
     return issued().token.encode()
+
+
+@pytest.mark.anyio
+async def test_fetched_keys_outlive_a_change_of_the_configuration() -> None:
+    fetcher = Fetcher()
+    with serving(lambda asked: key_page("a")) as server:
+        issuer = IssuerSettings(issuer=IDP, audience="a", jwks_url=server.url)
+        settings = Settings(auth=AuthSettings(master_key=MASTER, issuers=(issuer,)))
+        before = make_identifier(settings, fetcher)
+        assert await authenticate(before, idp_token())
+        after = make_identifier(
+            replace(settings, tokens=TokenSettings(denied_subjects=(f"{IDP}|v",))),
+            fetcher,
+            previous=before,
+        )
+        assert await authenticate(after, idp_token())
+        with pytest.raises(Unauthenticated):
+            await authenticate(after, idp_token(sub="v"))
+        assert len(server.asked) == 1
+        moved = replace(issuer, jwks_url=server.url + "/moved")
+        settings = replace(settings, auth=replace(settings.auth, issuers=(moved,)))
+        assert await authenticate(make_identifier(settings, fetcher, previous=after), idp_token())
+        assert len(server.asked) == 2
+    fetcher.close()

@@ -266,3 +266,16 @@ def test_ddl_under_a_batch_is_not_the_callers_error(
         answer = client.post("/batch", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["results"][0]["rows"] == [["a", 0, "m"]]
+
+
+def test_only_what_surely_was_not_executed_is_answered_with_what_sdks_send_again() -> None:
+    from gateway.core.errors import GatewayError, Outcome, Retry
+
+    kinds = [GatewayError]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    # SDKs repeat 5xx and 429 without asking.
+    repeated = {kind for kind in kinds[1:] if kind.status >= 500 or kind.status == 429}
+    assert len(repeated) > 5
+    for kind in repeated:
+        assert (kind.outcome, kind.retry) == (Outcome.NOT_EXECUTED, Retry.SAFE), kind

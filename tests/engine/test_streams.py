@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -16,7 +19,7 @@ import pytest
 from gateway.core.errors import QueueTimeout
 from gateway.engine.streams import Share
 from gateway.settings import PoolSettings
-from tests.fix_gateway import Gateway, running, settings_for, until
+from tests.fix_gateway import Gateway, process, running, settings_for, until
 from tests.fix_postgres import GATEWAYS, Database
 
 LARGE = "select i, repeat('x', 1000) from generate_series(1, 100000) i"
@@ -146,3 +149,39 @@ class TestUnreadStreams:
                     pass
             assert gateway.execute(LARGE)["row_count"] == 100_000
             until(lambda: _open_transactions(database) == 0, "a stream is still open")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["fast", "slow"])
+@pytest.mark.parametrize(
+    "accept", ["application/json", "application/x-ndjson; frames=1", "text/csv"]
+)
+def test_memory_does_not_grow_with_the_answer(database: Database, accept: str, reader: str) -> None:
+    """A hundred MB through a gateway of its own: it grows by 8 MiB at the most."""
+    body = {"sql": "select i, repeat('x', 200), now() from generate_series(1, 400000) i"}
+    with process(database) as gateway, gateway.http() as client:
+        statm = Path(f"/proc/{gateway.process.pid}/statm")
+
+        def resident() -> int:
+            return int(statm.read_text().split()[1]) * resource.getpagesize()
+
+        def read(most: int) -> int:
+            size = 0
+            headers = {"accept": accept, "accept-encoding": "identity"}
+            with client.stream("POST", "/execute", json=body, headers=headers) as answer:
+                for piece in answer.iter_raw(65_536):
+                    seen[0] = max(seen[0], resident())
+                    size += len(piece)
+                    if size >= most:
+                        break
+                    if reader == "slow":
+                        time.sleep(0.005)
+            return size
+
+        seen = [0]
+        read(2_000_000)
+        before = resident()
+        seen[0] = 0
+        most = 100_000_000 if reader == "fast" else 20_000_000
+        assert read(most) >= min(most, 80_000_000)
+        assert seen[0] - before <= 8 << 20

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from typing import Any
 
 import pytest
 
+from gateway.core.model import Call
 from gateway.core.observation import (
     ConfigurationLoaded,
     ConfigurationRefused,
@@ -14,6 +16,7 @@ from gateway.core.observation import (
     DrainBegan,
 )
 from gateway.observe.logs import RequestLog
+from gateway.observe.told import Ended
 
 
 def lines(out: io.BytesIO) -> list[dict[str, Any]]:
@@ -21,10 +24,8 @@ def lines(out: io.BytesIO) -> list[dict[str, Any]]:
 
 
 def request(log: RequestLog, status: int = 200) -> None:
-    log.request(
-        operation="execute", request_id="r", subject="s", status=status, code=None, queued=0.0,
-        running=0.001,
-    )  # fmt: skip
+    call = Call("r", math.inf, 0.0, running=0.001)
+    log.request(Ended("execute", call, None, status, None, "ok", None, 0, 0.0, 0.002))
 
 
 def test_what_happens_to_the_node_is_a_line_at_once() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.wire import vendor_suites
 
-pytestmark = pytest.mark.wire
+pytestmark = [pytest.mark.wire, pytest.mark.slow]
 
 SUITE = vendor_suites.python("aurora_data_api", "aurora-data-api")
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from tests.fix_gateway import Gateway, running, settings_for
+from tests.fix_postgres import APP_USER, Database
 from tests.wire.data_api import DataApi, refused
 
 pytestmark = pytest.mark.wire
@@ -19,11 +21,24 @@ pytestmark = pytest.mark.wire
 _numbers = itertools.count(1)
 
 
+@pytest.fixture(scope="module")
+def boto3_database(postgres: Any) -> Database:
+    postgres.sql("create database boto3 strategy wal_log")
+    return Database(postgres, "boto3")
+
+
+@pytest.fixture(scope="module")
+def gateway(boto3_database: Database) -> Iterator[Gateway]:
+    with running(settings_for(boto3_database), boto3_database) as it:
+        yield it
+
+
 @pytest.fixture
-def api(gateway: Any) -> Iterator[DataApi]:
+def api(gateway: Gateway, boto3_database: Database) -> Iterator[DataApi]:
     found = DataApi(gateway)
     yield found
     found.client.close()
+    boto3_database.sql(f"drop owned by {APP_USER}; grant create on schema public to {APP_USER}")
 
 
 @pytest.fixture

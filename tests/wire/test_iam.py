@@ -152,7 +152,7 @@ def data_api(gateway: Gateway, credentials: dict[str, str]) -> Any:
         region_name="us-east-1",
         aws_access_key_id=credentials["AccessKeyId"],
         aws_secret_access_key=credentials["SecretAccessKey"],
-        aws_session_token=credentials["SessionToken"],
+        aws_session_token=credentials.get("SessionToken"),
         config=Config(retries={"total_max_attempts": 1}),
     )
 
@@ -403,7 +403,6 @@ def test_signatures_of_a_switched_off_gateway_are_refused(database: Database) ->
             {
                 "AccessKeyId": gateway.access_key,
                 "SecretAccessKey": gateway.secret_key,
-                "SessionToken": "",
             },
         ).execute_statement(
             resourceArn=gateway.resource_arn, secretArn=gateway.secret_arn, sql="select 1"

@@ -324,7 +324,7 @@ class TestErrors:
             shared_gateway, "/execute", {"sql": "select 1"}, **{"x-gateway-request-id": "mine:1"}
         )
         assert answer.headers["x-gateway-request-id"] == "mine:1"
-        assert re.fullmatch(r"queue;dur=[\d.]+, db;dur=[\d.]+", answer.headers["server-timing"])
+        assert answer.headers["server-timing"].startswith("queue;dur=")
 
     def test_a_running_statement_is_cancelled(self, gateway: Any) -> None:
         answers: list[httpx2.Response] = []

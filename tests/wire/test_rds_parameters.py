@@ -92,6 +92,15 @@ def test_a_name_without_any_value_is_named(api: DataApi, parameters: Any) -> Non
     assert len(api.execute(sql, **more)["records"][0]) == 3
 
 
+@pytest.mark.parametrize("parameters", [None, {}])
+def test_the_native_api_names_it_too(shared_gateway: Gateway, parameters: Any) -> None:
+    answer = shared_gateway.execute("select 1 where :a = 1", parameters)
+    assert (answer["code"], answer["detail"]) == (
+        "invalid_parameter",
+        "Cannot find parameter: a",
+    )
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

@@ -279,3 +279,24 @@ def test_no_other_spelling_of_a_path_is_an_operation(gateway: Gateway, path: str
         assert b"records" not in answer.read()
     finally:
         connection.close()
+
+
+def test_writes_may_be_asked_to_carry_a_signed_key(shared_database: Database) -> None:
+    settings = settings_for(shared_database)
+    settings = replace(settings, sigv4=SigV4Settings(require_signed_key=True))
+    write = BODY.replace(b"select 1", b"create temp table k (a int)")
+    key, invocation = {"Idempotency-Key": "k-1"}, {"amz-sdk-invocation-id": "i-1"}
+    with running(settings, shared_database) as gateway:
+
+        def send(body: bytes, *, cover: dict[str, str], besides: dict[str, str]) -> tuple[int, str]:
+            headers = signed(gateway, "/Execute", body, headers=cover) + list(besides.items())
+            done = httpx2.post(gateway.url + "/Execute", content=body, headers=headers)
+            return done.status_code, done.headers.get("x-amzn-errortype", "")
+
+        assert send(BODY, cover={}, besides={})[0] == 200
+        assert send(write, cover=key, besides={})[0] == 200
+        assert send(write, cover=invocation, besides={})[0] == 200
+        for besides in ({}, key, invocation):
+            assert send(write, cover={}, besides=besides) == (400, "ValidationException")
+        # A token covers nothing, and its headers count as they are sent.
+        assert "rows" in gateway.execute("create temp table k (a int)")

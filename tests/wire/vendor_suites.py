@@ -45,7 +45,7 @@ def python(name: str, requirements: str) -> Suite:
     return Suite(HERE / "python" / f"suite_{name}.py", HERE / f"requirements-{requirements}.txt")
 
 
-def results(suite: Suite, server: embedded.Embedded) -> dict[str, str]:
+def results(suite: Suite, server: embedded.Embedded, *, compat: str = "none") -> dict[str, str]:
     """Run *suite* over a fresh database: by name of its tests, what went wrong or nothing."""
     if suite.requirements is None:
         place = fix_tools.node_project(suite.path.parent)
@@ -59,13 +59,13 @@ def results(suite: Suite, server: embedded.Embedded) -> dict[str, str]:
             str(interpreter), "-B", "-m", "pytest", "-c", os.devnull, "--noconftest", "-p",
             "no:cacheprovider", "-rA", "--tb=short", str(suite.path),
         ]  # fmt: skip
-    name = "vendor_" + suite.path.name.partition(".")[0]
+    name = f"vendor_{suite.path.name.partition('.')[0]}_{compat}"
     server.sql(f"create database {name} strategy wal_log")
     server.sql(f"grant create on database {name} to {APP_USER}")
     database = Database(server, name)
     settings = settings_for(database)
     # Short, because a suite may wait for it; nothing else in them comes near.
-    target = replace(settings.targets["main"], statement_timeout=2.0)
+    target = replace(settings.targets["main"], statement_timeout=2.0, compat=compat)
     with running(replace(settings, targets={"main": target}), database) as gateway:
         said = _run(command, place, gateway)
     return _by_node(said) if suite.requirements is None else _by_pytest(said)

@@ -221,7 +221,7 @@ async def _pass_on(exchange: Exchange, reply: Reply, headers: Headers) -> None:
         await exchange.piece(ends.feed(piece))
 
     await reply.copied.run(take)
-    await exchange.piece(b"", more=False)
+    await exchange.piece(ends.rest(), more=False)
 
 
 def _last_words(error: GatewayError) -> bytes:

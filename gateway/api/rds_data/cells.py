@@ -287,6 +287,7 @@ _SCALARS: dict[Kind | Special, str] = {
     Kind.TIMESTAMPTZ: "String({v}[:-3] if {v}[-3:] == '+00' else utc_text({v}))",
     Special.BIT: "(TRUE if {v} in ('1', True) else FALSE)",
     Special.TIMETZ: "String(time_in_utc({v}))",
+    Special.VECTOR: "any_cell({v})",
 }
 
 _NAMES: dict[str, Any] = {

@@ -29,6 +29,7 @@ _POSTGRES_EPOCH = 946_684_800
 """2000-01-01 in seconds since 1970, where PostgreSQL's binary times begin."""
 _POSTGRES_EPOCH_DAYS = 10_957
 _MICROSECONDS = 1_000_000
+_MINUS_INFINITY = -(1 << 63)
 
 
 class NotRepresentable(GatewayError):
@@ -73,12 +74,17 @@ def _validity(values: Sequence[Any]) -> tuple[int, bytes | None]:
     return nulls, _bits([value is not None for value in values]) if nulls else None
 
 
+# Columns without NULL are the rule, and looking for one in vain costs as much as building:
+# so they are built first, and None is what makes that fail.
+
+
 def _numbers(typecode: str) -> _Build:
     def build(values: Sequence[Any]) -> _Made:
-        nulls, valid = _validity(values)
-        if nulls:
-            values = [value or 0 for value in values]
-        return _Made(nulls, [valid, array(typecode, values)])
+        try:
+            return _Made(0, [None, array(typecode, values)])
+        except TypeError:
+            nulls, valid = _validity(values)
+            return _Made(nulls, [valid, array(typecode, [value or 0 for value in values])])
 
     return build
 
@@ -89,20 +95,31 @@ def _floats(values: Sequence[Any]) -> _Made:
     return _Made(nulls, [valid, array("f", [float(value or 0) for value in values])])
 
 
+_DIGITS = bytes([0x30, 0x31]) + bytes(254)
+
+
 def _bools(values: Sequence[Any]) -> _Made:
-    nulls, valid = _validity(values)
-    return _Made(nulls, [valid, _bits(values)])
+    try:
+        text = bytes(values)[::-1].translate(_DIGITS)
+    except TypeError:
+        nulls, valid = _validity(values)
+        return _Made(nulls, [valid, _bits(values)])
+    size = (len(values) + 7) // 8
+    return _Made(0, [None, int(text or b"0", 2).to_bytes(size, "little")])
 
 
 def _offsets(lengths: Any) -> array[int]:
-    return array("i", chain((0,), accumulate(lengths)))
+    return array("i", list(accumulate(lengths, initial=0)))
 
 
 def _text(values: Sequence[Any]) -> _Made:
-    nulls, valid = _validity(values)
-    if nulls:
+    nulls, valid = 0, None
+    try:
+        text = "".join(values)
+    except TypeError:
+        nulls, valid = _validity(values)
         values = [value or "" for value in values]
-    text = "".join(values)
+        text = "".join(values)
     data = text.encode()
     if len(data) == len(text):
         return _Made(nulls, [valid, _offsets(map(len, values)), data])
@@ -123,9 +140,13 @@ def _decimal(type: str, precision: int, scale: int) -> _Build:
     """128-bit integers, little-endian: the digits without their point."""
 
     def build(values: Sequence[Any]) -> _Made:
-        nulls, valid = _validity(values)
-        zero = "0" * (scale + 1)
-        text = ",".join([value or zero for value in values] if nulls else values)
+        nulls, valid = 0, None
+        try:
+            text = ",".join(values)
+        except TypeError:
+            nulls, valid = _validity(values)
+            zero = "0" * (scale + 1)
+            text = ",".join([value or zero for value in values])
         if "N" in text:  # an infinity cannot be in a numeric with a scale
             raise NotRepresentable("NaN", type)
         digits = text.replace(".", "")  # all of `scale` digits behind the point
@@ -187,15 +208,20 @@ def _moments(type: str) -> _Build:
     shift = _POSTGRES_EPOCH * _MICROSECONDS
 
     def build(values: Sequence[Any]) -> _Made:
-        nulls, valid = _validity(values)
-        first = next((value for value in values if value is not None), None)
         try:
-            if isinstance(first, str):
-                made = [0 if value is None else microseconds(value) for value in values]
-            else:
-                made = [0 if value is None else value + shift for value in values]
-            # PostgreSQL's infinities are the ends of its 64 bits.
-            if made and not -(1 << 63) + shift < min(made):
+            try:
+                made = [value + shift for value in values]
+                nulls, valid = 0, None
+            except TypeError:
+                nulls, valid = _validity(values)
+                made = [
+                    0 if value is None
+                    else microseconds(value) if isinstance(value, str)
+                    else value + shift
+                    for value in values
+                ]  # fmt: skip
+            # PostgreSQL's infinities are the ends of its 64 bits; the upper one overflows.
+            if _MINUS_INFINITY in values:
                 raise NotRepresentable("infinity", type)
             return _Made(nulls, [valid, array("q", made)])
         except OverflowError:

@@ -167,21 +167,37 @@ class LineEnds:
     r"""CRLF for the LF that PostgreSQL ends a line of CSV with, in pieces of any cut.
 
     >>> ends = LineEnds()
-    >>> ends.feed(b'a,"x\n') + ends.feed(b'y"\nb,c\n')
+    >>> ends.feed(b'a,"x\n') + ends.feed(b'y"\nb,c\n') + ends.rest()
     b'a,"x\ny"\r\nb,c\r\n'
     """
 
     def __init__(self) -> None:
         self._inside = False
+        self._begun = b""
 
     def feed(self, piece: bytes) -> bytes:
-        """*piece* with its line ends; what stands inside quotes stays as it is."""
-        if b'"' not in piece:
-            return piece if self._inside else piece.replace(b"\n", b"\r\n")
+        """The whole lines up to the end of *piece*; what stands inside quotes stays as it is."""
+        data = self._begun + piece if self._begun else piece
+        end = data.rfind(b"\n") + 1
+        self._begun = data[end:]
+        lines = data[:end]
+        if not self._inside:
+            # With an even number of quotes in every line, no line end is inside. Without what
+            # is neither quote nor line end, pairs vanish; one that is left over is odd.
+            marks = lines.translate(None, _NO_MARKS)
+            if b'"' not in marks.replace(b'""', b""):
+                return lines.replace(b"\n", b"\r\n")
         # Every quote switches between inside and outside; a doubled one does it twice.
-        parts = piece.split(b'"')
+        parts = lines.split(b'"')
         inside = self._inside
         for index in range(inside, len(parts), 2):
             parts[index] = parts[index].replace(b"\n", b"\r\n")
         self._inside = inside ^ (len(parts) % 2 == 0)
         return b'"'.join(parts)
+
+    def rest(self) -> bytes:
+        """What stands behind the last line end: nothing, if PostgreSQL came to its end."""
+        return self._begun
+
+
+_NO_MARKS = bytes(byte for byte in range(256) if byte not in b'"\n')

@@ -2,7 +2,7 @@ r"""Bulk input made fit for COPY FROM: CSV as it is, NDJSON as lines of COPY's t
 
 >>> head = read_header(b'id,"a ""b""\nc"\r\n1,x\r\n')
 >>> head.names, head.size
-(('id', 'a "b"\nc'), 17)
+(('id', 'a "b"\nc'), 16)
 >>> names("app.orders"), names('"My.Schema".t')
 (('app', 'orders'), ('My.Schema', 't'))
 """

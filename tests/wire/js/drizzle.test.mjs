@@ -1,7 +1,7 @@
 // drizzle-orm's aws-data-api/pg: queries, relations, transactions, migrations.
 
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
+import { after, before, test as nodeTest } from "node:test";
 import { RDSDataClient } from "@aws-sdk/client-rds-data";
 import { and, asc, count, eq, gt, inArray, relations, sql } from "drizzle-orm";
 import { drizzle } from "drizzle-orm/aws-data-api/pg";
@@ -24,6 +24,16 @@ import {
   varchar,
 } from "drizzle-orm/pg-core";
 import { arns, database } from "./environment.mjs";
+
+// drizzle wraps what went wrong; a report has to show the cause.
+const test = (name, run) =>
+  nodeTest(name, async () => {
+    try {
+      await run();
+    } catch (error) {
+      throw error.cause ?? error;
+    }
+  });
 
 const mood = pgEnum("mood", ["sad", "glad"]);
 const maker = pgTable("maker", { id: serial().primaryKey(), name: text().notNull().unique() });
