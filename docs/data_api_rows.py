@@ -317,11 +317,16 @@ ERRORS = [
     Row("5xx and throttling", "same", "SDKs send the request again",
         "only if it surely had no effect", SEEN,
         ("../api/rds_data/test_failures.py::test_what_an_sdk_would_repeat_had_surely_no_effect",)),
+    Row("`SecretsErrorException`, `InvalidSecretException`", "same",
+        "the secret cannot be fetched, or holds no login",
+        "the same, for logins whose secret is in Secrets Manager", MODEL,
+        ("test_secrets.py::test_a_secret_that_is_no_good_is_told_without_its_name",)),
     Row("`DatabaseResumingException`, `DatabaseNotFoundException`,"
         " `HttpEndpointNotEnabledException`, `InvalidResourceStateException`,"
-        " `InvalidSecretException`, `SecretsErrorException`, `ForbiddenException`,"
-        " `NotFoundException`", "different", "of clusters that sleep, and of their secrets",
-        "never sent: there is nothing they could be about", MODEL,
+        " `ForbiddenException`, `NotFoundException`", "different", "of clusters that sleep or are"
+        " being made; of names",
+        "never sent: nothing here sleeps, and what is not configured is `AccessDeniedException`",
+        MODEL,
         (_ANSWERS + "test_the_model_has_no_exception_that_is_not_accounted_for",)),
     Row("request ids", "same", "in every answer", "in every answer", MODEL,
         (_BOTO + "test_every_answer_has_a_request_id",)),

@@ -297,11 +297,7 @@ class Exchange:
                     )
                 key, explicit = value, True
                 break
-            if (
-                name == b"amz-sdk-invocation-id"
-                and identified.signed is not None
-                and is_key(value)
-            ):
+            if name == b"amz-sdk-invocation-id" and identified.signed is not None and is_key(value):
                 key, explicit = value, False
         if key is not None:
             what = "\0".join([self.operation, *(f"{name}={path[name]}" for name in sorted(path))])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Callable
 from enum import Enum
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from .arrays import read_array
+from .arrays import MAX_DIMENSIONS, read_array
 from .errors import InvalidParameter
 
 Encode = Callable[[Any], Any]
@@ -96,7 +97,7 @@ def _wrong(expected: str, value: Any, name: str) -> InvalidParameter:
     return InvalidParameter(f"{given} was given for type {name}", hint=f"give {expected}")
 
 
-_INT = re.compile(r"\s*[+-]?\d+\s*")
+_INT = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
 _TRUE = frozenset({"t", "tr", "tru", "true", "y", "ye", "yes", "on", "1"})
 _FALSE = frozenset({"f", "fa", "fal", "fals", "false", "n", "no", "of", "off", "0"})
 
@@ -132,8 +133,9 @@ def _int(name: str, bits: int) -> Encode:
 
 _FLOAT = re.compile(
     r"\s*[+-]?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|inf(?:inity)?|nan)\s*",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
+_ZERO = re.compile(r"[^1-9]*")
 
 
 def _float(value: Any) -> float:
@@ -144,7 +146,10 @@ def _float(value: Any) -> float:
             raise InvalidParameter("the number is out of range for type float8") from None
     if isinstance(value, str) and len(value) < 2000 and _FLOAT.fullmatch(value):
         number = float(value)
-        if number in (float("inf"), float("-inf")) and "inf" not in value.lower():
+        word = value.lower()
+        beyond = number in (float("inf"), float("-inf")) and "inf" not in word
+        vanished = number == 0 and _ZERO.fullmatch(word.partition("e")[0]) is None
+        if beyond or vanished:
             raise InvalidParameter("the number is out of range for type float8")
         return number
     raise _wrong("a number", value, "float8")
@@ -155,7 +160,12 @@ def _numeric(name: str) -> Encode:
         if isinstance(value, str):
             return _text(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return repr(value)
+            try:
+                return repr(value)
+            except ValueError:  # Python prints no more than 4,300 digits
+                raise InvalidParameter(
+                    f"the number is too long for type {name}", hint="send it as a string"
+                ) from None
         raise _wrong("a number or a string", value, name)
 
     return encode
@@ -182,9 +192,23 @@ def _json(name: str) -> Encode:
     def encode(value: Any) -> str:
         if isinstance(value, str):
             return _text(value)
-        return _text(orjson.dumps(value).decode())
+        try:
+            return _text(orjson.dumps(value).decode())
+        except TypeError:
+            # An integer beyond 64 bits, or nesting beyond 254: both are fit for PostgreSQL.
+            return _text(_long_json(value))
 
     return encode
+
+
+def _long_json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except (RecursionError, ValueError):
+        raise InvalidParameter(
+            "the JSON value is nested too deeply or holds too long a number",
+            hint="send it as a string of JSON",
+        ) from None
 
 
 def _bytea(value: Any) -> str:
@@ -210,6 +234,11 @@ def _array(of: Target) -> Encode:
         if isinstance(value, str):
             if of.form not in _NATIVE_FORMS or of.element is not None:
                 return value
+            if value.lstrip().startswith("["):
+                raise InvalidParameter(
+                    f"lower bounds of an array of {of.name} cannot be sent",
+                    hint="cast it from text: $1::text::…[]",
+                )
             value = read_array(value)
         if not isinstance(value, list):
             raise _wrong("an array", value, of.name + "[]")
@@ -236,13 +265,15 @@ def _array(of: Target) -> Encode:
     return checked
 
 
-def _shape(value: list[Any]) -> tuple[int, ...]:
+def _shape(value: list[Any], depth: int = 1) -> tuple[int, ...]:
     """The dimensions of a nested list; they must be the same everywhere."""
     if not value or not isinstance(value[0], list):
         if any(isinstance(item, list) for item in value):
             raise InvalidParameter("the array is ragged: elements and arrays side by side")
         return (len(value),)
-    shapes = {_shape(item) if isinstance(item, list) else () for item in value}
+    if depth == MAX_DIMENSIONS:
+        raise InvalidParameter(f"an array has at most {MAX_DIMENSIONS} dimensions")
+    shapes = {_shape(item, depth + 1) if isinstance(item, list) else () for item in value}
     if len(shapes) != 1:
         raise InvalidParameter("the array is ragged: its rows differ in length")
     return (len(value), *shapes.pop())

@@ -30,8 +30,8 @@ from .targets import Lease, Target
 
 _LOOK_AGAIN = 300.0
 """Seconds for which a login that was found fit is taken to be."""
-_LOOK = 10.0
-"""Seconds for the look at the start."""
+_LOOK = 2.0
+"""Seconds for the look at the start: it begins to listen also where nobody answers yet."""
 _GUC_SQL = "select pg_catalog.set_config('request.jwt.claims', $1, true)"
 _ROLE_SQL = _GUC_SQL + ", pg_catalog.set_config('role', $2, true)"
 _HELD_SQL = SEAL_SQL.replace(", true)", ", false)")
@@ -81,6 +81,7 @@ class Claiming:
             at_once: Not with the next statement, but now.
         """
         claims = grant.claims
+        connection.first = None  # of a statement that was never run
         if claims is None or (plan is not None and _runs_no_query(plan)):
             return
         if claims.mode == "guc":

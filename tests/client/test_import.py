@@ -69,6 +69,30 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_it_stays_a_thin_client() -> None:
+    code = "import pgsluice; db = pgsluice.connect('http://127.0.0.1:9', token='t')\n"
+    code += "try: db.execute('select 1', timeout=5)\nexcept pgsluice.ConnectionFailed: pass"
     package = HOME / "pgsluice"
-    assert sum(path.stat().st_size for path in package.glob("*.py")) < 100_000
+    loaded = [name for name in modules_after(code) if name.startswith("pgsluice.")]
+    files = [package / f"{name.partition('.')[2]}.py" for name in loaded] + [
+        package / "__init__.py"
+    ]
+    # What a function that reads and writes needs; the shells around it are a few files more.
+    assert sum(path.stat().st_size for path in files) < 100 << 10
+    assert sum(path.stat().st_size for path in package.glob("*.py")) < 160 << 10
     assert (package / "py.typed").exists()
+
+
+def test_the_layer_holds_the_client_and_runs(tmp_path: Path) -> None:
+    layer = tmp_path / "layer.zip"
+    script = str(HOME / "make_layer.py")
+    subprocess.run([sys.executable, script, str(layer)], check=True, capture_output=True)
+    assert layer.stat().st_size < 50 << 10
+    code = f"import sys; sys.path.insert(0, {str(layer) + '/python'!r})\n"
+    code += "import pgsluice, pgsluice.dbapi; print(pgsluice.connect('http://h'))"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "<pgsluice.Client h>\n"
+    first = layer.read_bytes()
+    subprocess.run([sys.executable, script, str(layer)], check=True, capture_output=True)
+    assert layer.read_bytes() == first

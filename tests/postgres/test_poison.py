@@ -281,6 +281,18 @@ def test_the_next_request_succeeds_behind_a_batch(caller: Caller, name: str) -> 
     is_well(caller)
 
 
+@pytest.mark.parametrize("name", [name for name in EVIL if name.startswith(("deall", "discard"))])
+def test_a_transaction_finds_its_statements_prepared_or_prepares_them(
+    caller: Caller, name: str
+) -> None:
+    """In an open transaction there is no second attempt, so the session has to be sound."""
+    caller.send("/execute", {"sql": EVIL[name]})
+    transaction = caller.begin()
+    sql = "select id, name, at from kept where id = $1"
+    assert caller.rows(sql, [1], transaction=transaction)[0][:2] == [1, "one"]
+    caller.end(transaction, "commit")
+
+
 # -- values that are too much ----------------------------------------------------------
 
 

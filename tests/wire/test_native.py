@@ -91,7 +91,7 @@ class TestParameters:
         ("sql", "parameters", "code"),
         [
             ("select :a, :b", {"a": 1}, "invalid_parameter"),
-            ("select :a", {}, "database_error"),
+            ("select :a", {}, "invalid_parameter"),
             ("select $1::int", [], "invalid_parameter"),
             ("select $1::int", ["x"], "invalid_parameter"),
             ("select $1::int", [{"a": 1}], "invalid_parameter"),

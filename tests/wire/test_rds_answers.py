@@ -24,9 +24,6 @@ NEVER_SENT = {
     "DatabaseResumingException",
     "HttpEndpointNotEnabledException",
     "InvalidResourceStateException",
-    # Of Secrets Manager; a login of the gateway is configured.
-    "InvalidSecretException",
-    "SecretsErrorException",
     # Said as AccessDeniedException and TransactionNotFoundException.
     "ForbiddenException",
     "NotFoundException",
@@ -168,6 +165,8 @@ def test_the_model_has_no_exception_that_is_not_accounted_for(api: DataApi) -> N
         "DatabaseErrorException",
         "DatabaseUnavailableException",
         "InternalServerErrorException",
+        "InvalidSecretException",
+        "SecretsErrorException",
         "ServiceUnavailableError",
         "StatementTimeoutException",
         "TransactionNotFoundException",

@@ -35,7 +35,7 @@ MAX_PARAMETERS = 32_767
 """The driver's limit."""
 _MAX_SETS = 100_000
 
-_Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0.001, le=86_400)]
 _Values = list[Any] | dict[str, Any] | None
 _T = TypeVar("_T")
 

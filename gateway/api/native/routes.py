@@ -71,9 +71,7 @@ async def _write_whoami(exchange: Exchange, request: Any, who: Principal) -> Non
     await exchange.send(200, codec.JSON, body)
 
 
-async def _outcome(
-    engine: Engine, who: Principal, path: Mapping[str, str], call: Call
-) -> Became:
+async def _outcome(engine: Engine, who: Principal, path: Mapping[str, str], call: Call) -> Became:
     key = path["key"].encode()
     if not is_key(key):
         raise NotFound("there is no such key")
