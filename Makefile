@@ -55,7 +55,7 @@ define environment
 	sum $(1) > $(VENV)/.stamp-$(1)
 endef
 
-.PHONY: help run dev deps test test-full check bench lock clean
+.PHONY: help run dev deps test test-full check bench bench-client lock clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-16s %s\n", $$1, $$2 }'
@@ -76,13 +76,17 @@ test: deps  ## all tests but the slow ones
 test-full: deps  ## all tests
 	@$(BIN)/python -m pytest -n $(WORKERS) -q tests
 
-check: deps  ## style, types, floors, dead code, and the tests of core
+check: deps  ## style, types, floors, dead code, what is deployed, and the tests of core
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy gateway $(wildcard client/pgsluice)
 	@$(BIN)/lint-imports
 	@$(BIN)/vulture gateway $(wildcard client/pgsluice)
+	@$(BIN)/python -m pytest -q -rs -m "not slow" tests/deploy/test_validators.py tests/deploy/test_watching.py
 	@$(BIN)/python -m pytest -q tests/core
+
+bench-client: deps  ## a cold start with pgsluice and with other clients
+	@exec $(BIN)/python -m benchmarks.bench_client
 
 bench: deps  ## the benchmarks, with their figures
 	@exec $(BIN)/python -m benchmarks

@@ -3,7 +3,8 @@
     python docs/make_reference.py
 
 `settings.md` from `gateway/settings.py`, `errors.md` from `gateway/core/errors.py`,
-`metrics.md` from the definitions in `gateway/observe/metrics.py`. A test compares.
+`metrics.md` from the definitions in `gateway/observe/metrics.py`, `endpoints.md` from
+`openapi.yaml`. A test compares.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from gateway import settings as knobs  # noqa: E402
+from gateway.api.operations import admin  # noqa: E402
 from gateway.core import errors  # noqa: E402
 from gateway.core.model import Limits  # noqa: E402
 from gateway.core.policy import ClaimRef, Rule  # noqa: E402
 from gateway.core.pool_policy import Reason  # noqa: E402
 from gateway.core.transaction import Event, is_end  # noqa: E402
-from gateway.observe.metrics import DEFINITIONS  # noqa: E402
+from gateway.observe.metrics import DEFINITIONS, REFUSED  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 _MADE = "<!-- Made by docs/make_reference.py; change the code instead. -->\n\n"
@@ -210,6 +214,8 @@ def _reasons() -> Iterator[tuple[str, str, str]]:
         ("draining", "The node is to stop."),
     ):
         yield "pgsluice_queue_refusals_total", reason, meaning
+    for reason, meaning in REFUSED.items():
+        yield "pgsluice_caller_connections_refused_total", reason, meaning
 
 
 def _members(kind: type[Enum]) -> dict[str, tuple[str, str]]:
@@ -225,12 +231,64 @@ def _members(kind: type[Enum]) -> dict[str, tuple[str, str]]:
     return found
 
 
+_ADMIN = {
+    "/metrics": "Counters and gauges for Prometheus.",
+    "/livez": "Whether the process answers.",
+    "/targets/{name}/pause": "Hold the queue of a target; `timeout` seconds for what runs to end.",
+    "/targets/{name}/resume": "Let in what waits.",
+}
+_METHODS = ("get", "head", "post", "put", "patch", "delete", "options")
+
+
+def endpoints_page() -> str:
+    """Every endpoint of the public listener, from openapi.yaml, and of the admin listener."""
+    document = yaml.safe_load((ROOT / "openapi.yaml").read_text(encoding="utf-8"))
+    lines = [
+        "# Endpoints",
+        "",
+        "What the public listener serves; `GET /openapi.yaml` has every field, and `GET /docs` a",
+        "page to read. What an error means is in [Errors](errors.md).",
+    ]
+    for tag in document["tags"]:
+        rows = [
+            f"| `{method.upper()} {path}` | {_cell(operation['summary'])} |"
+            f" {_let_in(operation, document)} | {', '.join(operation['responses'])} |"
+            for path, item in document["paths"].items()
+            for method, operation in item.items()
+            if method in _METHODS and tag["name"] in operation["tags"]
+        ]
+        lines += ["", f"## {tag['name']}", "", tag["description"], ""]
+        lines += ["| endpoint | what it does | who may | answers |", "|---|---|---|---|", *rows]
+    lines += [
+        "",
+        "## The admin listener",
+        "",
+        "On `server.admin_host` and `server.admin_port`. It asks for no credentials: keep it off",
+        "public networks.",
+        "",
+        "| endpoint | what it does |",
+        "|---|---|",
+    ]
+    for route in admin(bytes, None).routes:  # type: ignore[arg-type]
+        method = "POST" if "POST" in route.methods else "GET"  # type: ignore[attr-defined]
+        path = route.path  # type: ignore[attr-defined]
+        lines.append(f"| `{method} {path}` | {_ADMIN[path]} |")
+    return _MADE + "\n".join(lines) + "\n"
+
+
+def _let_in(operation: dict[str, Any], document: dict[str, Any]) -> str:
+    schemes = [name for each in operation.get("security", document["security"]) for name in each]
+    known = {"bearer": "a token", "sigv4": "a signature"}
+    return " or ".join(known.get(name, name) for name in schemes) or "anybody"
+
+
 def pages() -> dict[str, str]:
     """All pages by file name."""
     return {
         "settings.md": settings_page(),
         "errors.md": errors_page(),
         "metrics.md": metrics_page(),
+        "endpoints.md": endpoints_page(),
     }
 
 

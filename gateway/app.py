@@ -16,6 +16,8 @@ from .api.docs import render_docs
 from .api.native.routes import native
 from .api.operations import PUBLIC_PATHS, admin, public, read_document
 from .api.rds_data.routes import rds_data
+from .api.relay import PATH as NODES_PATH
+from .api.relay import NodeRoutes, Relay
 from .core.iam import Seen
 from .core.observation import (
     ConfigurationLoaded,
@@ -30,6 +32,7 @@ from .engine.engine import Engine
 from .engine.exchange import IamExchange
 from .engine.issuers import make_identifier
 from .engine.ledger import Ledger
+from .engine.nodes import Nodes
 from .engine.targets import Target, Targets
 from .engine.transactions import Transactions
 from .observe.audit import AuditLog
@@ -71,8 +74,11 @@ class App:
         self.metrics = Metrics(self._state)
         self.observer: Observer = Observers([self.metrics, self.log])
         self.audit = self._open_audit(settings)
-        self.targets = Targets(settings.targets, self.observer)
+        self.targets = Targets(settings.targets, self.observer, shared=bool(settings.nodes.peers))
         self.transactions = Transactions(master=settings.auth.master_key)
+        self.nodes: Nodes | None = None
+        if settings.nodes.peers:
+            self.nodes = Nodes(settings, self.targets, self.transactions.ids, time.time)
         self.fetcher = Fetcher()
         self.server = Server(
             engine=Engine(
@@ -94,6 +100,11 @@ class App:
         self.server.traces = Traces(settings.observe) if settings.observe.traces else None
         self._follow(settings)
         self._auth = AuthRoutes(self.server, self._iam_exchange(settings))
+        self._greeted: NodeRoutes | None = None
+        if self.nodes is not None:
+            self.server.relay = Relay(self.nodes)
+            self.server.identifier.believe = self.nodes.believe
+            self._greeted = NodeRoutes(self.server, self.nodes)
         self._native = native(self.server)
         self._rds_data = rds_data(self.server)
         self.direct = dict([*self._native.direct(), *self._rds_data.direct()])
@@ -121,6 +132,8 @@ class App:
             await self._rds_data(self._rds_data.find(path), scope, receive, send)
         elif path == AUTH_PATH:
             await self._auth(scope, receive, send)
+        elif path == NODES_PATH and self._greeted is not None:
+            await self._greeted(scope, receive, send)
         elif path in PUBLIC_PATHS and scope["method"] in ("GET", "HEAD"):
             await self._public(scope, receive, send)
         else:
@@ -132,8 +145,15 @@ class App:
         Raises:
             ClaimsUnsafe: A login that callers with sealed claims share is not fit for it.
         """
+        if self.nodes is not None:
+            await self.nodes.start()
         await self.server.engine.claims.announce(self.settings.policy, self.targets.by_name)
         self._announcing = asyncio.create_task(self._announce())
+
+    def listens(self) -> None:
+        """The listeners answer; called once, after `start`."""
+        if self.nodes is not None:
+            self.nodes.listens()
 
     async def _announce(self) -> None:
         ledger = self.server.engine.ledger
@@ -151,6 +171,8 @@ class App:
         self.observer.happened(DrainBegan(server.active, len(transactions.open)))
         self.targets.each(Target.take_no_more)
         transactions.drain(idle=self.settings.server.drain_idle, ends=now + grace)
+        if self.nodes is not None:
+            await self.nodes.stop()
         try:
             async with asyncio.timeout(grace):
                 await self._quiet()
@@ -189,6 +211,8 @@ class App:
         self.transactions.end_all(Event.DRAINED)
         if self._announcing is not None:
             self._announcing.cancel()
+        if self.nodes is not None:
+            self.nodes.close()
         await self.targets.close()
         self.fetcher.close()
         self.server.identifier.dear.close()
@@ -214,13 +238,18 @@ class App:
         Requests that are being served keep what they were given.
         """
         identifier = make_identifier(settings, self.fetcher, previous=self.server.identifier)
+        if self.nodes is not None:
+            identifier.believe = self.nodes.believe
         self._reopen_audit(settings)
         changed = differences(self.settings, settings)
         kept = {name: getattr(self.settings.server, name) for name in _FIXED}
         observe = replace(
             settings.observe, **{name: getattr(self.settings.observe, name) for name in _TRACED}
         )
-        self.settings = replace(settings, server=replace(settings.server, **kept), observe=observe)
+        self.settings = replace(
+            settings, server=replace(settings.server, **kept), observe=observe,
+            nodes=self.settings.nodes,
+        )  # fmt: skip
         self.server.identifier.dear.close()
         self.server.identifier = identifier
         self.server.cors = Cors(settings.cors)
@@ -235,6 +264,7 @@ class App:
             self.transactions.end_all(Event.REMOVED, gone)
             gone.tell_if_quiet()
         fixed = [f"server.{name}" for name in _FIXED] + [f"observe.{name}" for name in _TRACED]
+        fixed += [f"nodes.{item.name}" for item in fields(settings.nodes)]
         self.observer.happened(
             ConfigurationLoaded(
                 [name for name in changed if name not in fixed],
@@ -314,7 +344,7 @@ class App:
             unread=unread,
             targets={
                 each.name: TargetState(
-                    limit=each.settings.pool.max_connections,
+                    limit=each.limit,
                     size=each.size,
                     in_use=each.admission.in_use,
                     waiting=each.admission.waiting,

@@ -297,6 +297,24 @@ class ObserveSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodesSettings:
+    """Other nodes of the same house: who runs the same configuration with the same master key.
+
+    With peers, `pool.max_connections` of a target is the number of all nodes together."""
+
+    peers: tuple[str, ...] = ()
+    """Where nodes listen, such as `http://pgsluice-nodes:8080`; each address that a name has is
+    a node, and a node that finds itself there knows that."""
+    refresh: float = 2.0
+    """Seconds between two questions to each of them whether it lives, and what it holds."""
+    allow_plaintext: bool = False
+    """Accept `http://` to other machines: statements and rows then cross the network as they
+    are. What nodes say is signed in any case."""
+    cafile: Path | None = None
+    """Who signed the certificates of `https://` peers, if not one whom the machine trusts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything, loaded once."""
 
@@ -309,6 +327,7 @@ class Settings:
     targets: Mapping[str, TargetSettings] = field(default_factory=dict)
     policy: tuple[Rule, ...] = ()
     observe: ObserveSettings = field(default_factory=ObserveSettings)
+    nodes: NodesSettings = field(default_factory=NodesSettings)
     log_level: str = "info"
 
 
@@ -353,6 +372,7 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Settings:
         targets=targets,
         policy=_policy(found, targets),
         observe=_observe(found),
+        nodes=_nodes(found),
         log_level=_log_level(found),
     )
     if found.problems:
@@ -491,7 +511,7 @@ def is_loopback(host: str) -> bool:
 _PREFIX = "PGSLUICE_"
 _SECTIONS = {
     "server", "auth", "sigv4", "tokens", "iam", "cors", "issuers", "targets", "policy", "observe",
-    "log_level",
+    "nodes", "log_level",
 }  # fmt: skip
 _KEY_ID = re.compile(r"GWAK[A-Z0-9]{12,124}")
 _TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -777,6 +797,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "issuers.jwks_stale_for": (0, 7 * 86_400),
     "tokens.ttl": (60, 3_600),
     "cors.max_age": (0, 86_400),
+    "nodes.refresh": (0.1, 60),
     "observe.slow_statement": (0, 86_400),
     "observe.traces_sampled": (0, 1),
     "targets.statement_timeout": (0.001, 86_400),
@@ -917,6 +938,31 @@ def _check_url(found: _Found, path: tuple[str, ...], url: str | None) -> None:
         found.problem(path, "must be a URL such as https://name/path, without user or fragment")
     elif parts.scheme == "http" and not is_loopback(host):
         found.problem(path, "must be https, but for loopback")
+
+
+def _nodes(found: _Found) -> NodesSettings:
+    settings = found.read(NodesSettings, found.section("nodes"), ("nodes",)) or NodesSettings()
+    assert isinstance(settings, NodesSettings)
+    _check_ranges(found, ("nodes",), settings)
+    _check_readable(found, ("nodes", "cafile"), settings.cafile)
+    for url in settings.peers:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+        if (
+            not host or port is None or parts.scheme not in ("http", "https")
+            or parts.username or parts.path.strip("/") or parts.query or parts.fragment
+        ):  # fmt: skip
+            found.problem(("nodes", "peers"), "must be addresses such as http://name:8080")
+        elif parts.scheme == "http" and not (is_loopback(host) or settings.allow_plaintext):
+            found.problem(
+                ("nodes", "peers"),
+                "sends statements in the clear to other machines; say https, or "
+                "nodes.allow_plaintext = true where the network between nodes is closed",
+            )
+    return settings
 
 
 def _cors(found: _Found) -> CorsSettings:

@@ -229,7 +229,7 @@ def process(database: Database, config: Path | None = None, **environ: str) -> I
         "PATH": os.environ["PATH"],
         "PGSLUICE_AUTH__MASTER_KEY": PROCESS_MASTER_KEY,
         "PGSLUICE_SERVER__ADMIN_PORT": "0",
-        "PORT": "0",
+        "PORT": environ.pop("SERVER__PORT", "0"),
         **{f"PGSLUICE_{name}": value for name, value in environ.items()},
     }
     if config is None:

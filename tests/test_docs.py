@@ -28,7 +28,7 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("made", ["settings.md", "errors.md", "metrics.md"])
+@pytest.mark.parametrize("made", ["settings.md", "errors.md", "metrics.md", "endpoints.md"])
 def test_the_reference_says_what_the_code_says(made: str) -> None:
     written = (REFERENCE / made).read_text(encoding="utf-8")
     assert written == pages()[made], "run python docs/make_reference.py"

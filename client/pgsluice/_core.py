@@ -248,16 +248,19 @@ class Core(Flows):
         """The gateway's answer: its JSON object, or the `Answer` itself if streamed."""
         deadline = None if timeout is None else time.monotonic() + timeout
         attempt = 0
+        doubt: OutcomeUnknown | None = None
         while True:
             attempt += 1
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                raise StatementTimeout("no time was left to send it", retry="never")
+                raise doubt or StatementTimeout("no time was left to send it", retry="never")
             try:
                 return (yield from self._try(request, left, stream))
             except Error as error:
                 if isinstance(error, OutcomeUnknown) and request.replayable and not self.ledger:
                     yield from self._look(request, error, left)
+                if isinstance(error, OutcomeUnknown):
+                    doubt = error
                 # A new token may be had from where the last one came; nothing was executed.
                 if error.code == "token_expired" and attempt == 1 and self.identity.renewed():
                     continue
@@ -266,6 +269,8 @@ class Core(Flows):
                     request, error, attempt=attempt, remaining=left, jitter=jitter()
                 )
                 if wait is None:
+                    if doubt is not None and _protocol.in_doubt(error):
+                        raise doubt from error
                     raise
             yield wait
 
@@ -397,7 +402,13 @@ class TransactionFlows(Flows):
             yield from self.rollback()
             raise StatementTimeout("no time was left to commit it; it is rolled back")
         self.id = None
-        yield from self._core.send(_protocol.commit(transaction), timeout)
+        key = _protocol.new_key(os.urandom(16))
+        try:
+            yield from self._core.send(_protocol.commit(transaction, key), timeout)
+        except OutcomeUnknown as error:
+            # To commit once more was harmless; to do all of it once more is not.
+            error.retry = "unknown"
+            raise
 
     def rollback(self) -> Flow[None]:
         """Undo it."""

@@ -204,9 +204,10 @@ def begin(
     return _request("/transactions", members, defaults, None, None, None)
 
 
-def commit(transaction: str) -> Request:
-    """Make the transaction permanent."""
-    return Request(f"/transactions/{_segment(transaction)}/commit", b"{}", transaction=True)
+def commit(transaction: str, key: str | None = None) -> Request:
+    """Make the transaction permanent; with a key it can be asked about afterwards."""
+    path = f"/transactions/{_segment(transaction)}/commit"
+    return Request(path, b"{}", key, transaction=True, replayable=key is not None)
 
 
 def rollback(transaction: str) -> Request:
@@ -273,6 +274,17 @@ def _segment(text: str) -> str:
     from urllib.parse import quote
 
     return quote(text, safe="")
+
+
+def in_doubt(error: Error) -> bool:
+    """Whether *error*, of a later attempt, leaves open what became of the one before it.
+
+    An attempt that was not let in, or that waited in vain for its twin, speaks of itself
+    alone. What PostgreSQL refused was looked up before.
+    """
+    if error.outcome != "not_executed":
+        return False
+    return error.sqlstate is None or error.code == "statement_timeout"
 
 
 # Answers ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
 from ..core.errors import (
@@ -77,6 +77,22 @@ class Operation(NamedTuple):
 WriteError = Callable[[GatewayError, str], tuple[int, Headers, bytes]]
 
 
+class Relaying(Protocol):
+    """Passes requests on to other nodes; `api/relay.py` does."""
+
+    def owner(self, request: Any) -> str | None:
+        """The node that has to answer *request*, if it is not this one."""
+
+    async def pass_on(self, exchange: Exchange, boot: str, request: Any, body: bytes) -> bool:
+        """Have that node answer; `False` if it is gone."""
+
+    async def cancel(self, principal: Principal, request_id: str) -> bool:
+        """Have what runs elsewhere as *request_id* cancelled."""
+
+    def prove(self, exchange: Exchange, nonce: str) -> None:
+        """Make the answer prove that it is this node's."""
+
+
 class Server:
     """What every exchange needs."""
 
@@ -104,6 +120,7 @@ class Server:
         self.cors = cors or Cors(CorsSettings())
         self.require_signed_key = require_signed_key
         """Whether a signed request may write only with a key that the signature covers."""
+        self.relay: Relaying | None = None
         self.traces: Traces | None = None
         self.comments = False
         """Whether some target's statements are to name the trace that they belong to."""
@@ -411,6 +428,9 @@ async def serve(
                 wall=server.wall,
                 source=wire,
             )
+            if identified.vouched is not None and server.relay is not None:
+                call.passed_on = True
+                server.relay.prove(exchange, identified.vouched)
             exchange.read_head()
             if server.traces is not None or server.comments:
                 exchange.follow_trace()
@@ -425,7 +445,11 @@ async def serve(
                 request = operation.read(body, path)
             else:
                 request = operation.upload(exchange, path)
-            body = b""  # It is read, may be large, and its statement may have to wait.
+            elsewhere = None
+            if server.relay is not None and not call.passed_on:
+                elsewhere = server.relay.owner(request)
+            if elsewhere is None:
+                body = b""  # It is read, may be large, and its statement may have to wait.
             key = (identified.principal.subject, call.request_id)
             exchange.task = asyncio.current_task()
             exchange.hangup = HangUp(call)
@@ -434,6 +458,10 @@ async def serve(
             server.running[key] = exchange
             exchange.headers.append((id_header, call.request_id.encode("ascii")))
             try:
+                if elsewhere is not None:
+                    assert server.relay is not None
+                    if await server.relay.pass_on(exchange, elsewhere, request, body):
+                        return
                 try:
                     done = await operation.run(server.engine, identified.principal, request, call)
                 finally:

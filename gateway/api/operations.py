@@ -59,7 +59,7 @@ def target_state(target: Target, idempotency: str) -> dict[str, Any]:
         "state": state,
         "idempotency": idempotency,
         "connections": target.size,
-        "max_connections": target.settings.pool.max_connections,
+        "max_connections": target.limit,
         "waiting": target.admission.waiting,
         "weakened": weakened,
     }

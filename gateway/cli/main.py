@@ -10,6 +10,7 @@ import click
 
 from .. import __version__
 from .credentials import credentials
+from .doctor import doctor
 from .keys import keys
 from .policy import policy
 from .query import copy, query
@@ -101,7 +102,7 @@ def token(file: Path | None, subject: str, ttl: str) -> None:
     click.echo(token_for(master_key(file), subject=subject, lifetime=lifetime))
 
 
-for _command in (sql, keys, policy, credentials, whoami, query, copy):
+for _command in (sql, keys, policy, doctor, credentials, whoami, query, copy):
     main.add_command(_command)
 
 

@@ -116,6 +116,10 @@ def describe(grant: Grant) -> list[str]:
         lines.append(f"tables: {', '.join(grant.tables)}")
     if grant.verbs:
         lines.append(f"verbs: {', '.join(grant.verbs)}")
+    if grant.claims is not None:
+        lines.append(f"claims ({grant.claims.mode}): {grant.claims.text}")
+        if grant.claims.role is not None:
+            lines.append(f"role: {grant.claims.role}")
     return lines
 
 

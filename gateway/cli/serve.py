@@ -146,12 +146,22 @@ def _run(serving: _Serving, stopper: Callable[[Callable[[], None]], None] | None
         stopper(stop)
     try:
         loop.run_until_complete(serving.serve())
+        loop.run_until_complete(_finish())
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         # What a second signal left behind is nobody's concern any more.
         loop.set_exception_handler(lambda *_: None)
         loop.close()
     return 0
+
+
+async def _finish() -> None:
+    """End what still runs, such as an attempt to connect, and let transports close."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+    await asyncio.sleep(0)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -246,6 +256,7 @@ class _Serving:
             gc.freeze()
             # A request leaves no circles: to look for them every 700 objects is for nothing.
             gc.set_threshold(20_000, 20, 20)
+        app.listens()
         if self._ready is not None:
             self._ready(self._bound())
         stopping = loop.create_task(self._stop.wait())
@@ -304,9 +315,14 @@ class _Serving:
         if not _in_main_thread():
             return
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        endings = [signal.SIGTERM, signal.SIGINT]
+        if self._read is None and self._certificate is None:
+            # Nothing to read again: it is what it was at first, the terminal was closed.
+            endings.append(signal.SIGHUP)
+        else:
+            loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        for number in endings:
             loop.add_signal_handler(number, self._on_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     def _on_hangup(self) -> None:
         self._again = True

@@ -22,13 +22,17 @@ MAX_DIMENSIONS = 6
 """PostgreSQL's own limit."""
 
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-_QUOTED = re.compile(r'\s*"((?:[^"\\]|\\.)*)"\s*', re.DOTALL)
+_BLANKS = " \t\n\r\v\f"
+"""White space as PostgreSQL sees it: a no-break space belongs to the element."""
+_QUOTED = re.compile(rf'[{_BLANKS}]*"((?:[^"\\]|\\.)*)"[{_BLANKS}]*', re.DOTALL)
 
 
 @lru_cache(maxsize=8)
 def _bare(delimiter: str) -> re.Pattern[str]:
     stop = re.escape(delimiter)
-    return re.compile(rf'\s*([^{{}}"\\\s{stop}](?:[^{{}}"\\{stop}]|\\.)*)', re.DOTALL)
+    return re.compile(
+        rf'[{_BLANKS}]*((?:[^{{}}"\\{_BLANKS}{stop}]|\\.)(?:[^{{}}"\\{stop}]|\\.)*)', re.DOTALL
+    )
 
 
 def _malformed() -> InvalidParameter:
@@ -48,21 +52,23 @@ def read_array(text: str, delimiter: str = ",") -> list[Any]:
         inner = text[1:-1]
         if '"' not in inner and "\\" not in inner and "{" not in inner and "}" not in inner:
             plain = inner.split(delimiter)
-            if all(plain) and not any(item[0].isspace() or item[-1].isspace() for item in plain):
-                return [None if item in ("NULL", "null") else item for item in plain]
-    body = text.strip()
+            if all(plain) and not any(item[0] in _BLANKS or item[-1] in _BLANKS for item in plain):
+                return [
+                    None if len(item) == 4 and item.upper() == "NULL" else item for item in plain
+                ]
+    body = text.strip(_BLANKS)
     if body.startswith("["):  # lower bounds, [2:4]={…}
-        body = body[body.find("=") + 1 :].strip()
+        body = body[body.find("=") + 1 :].strip(_BLANKS)
     if not body.startswith("{"):
         raise _malformed()
     items, end = _read_items(body, 1, 1, delimiter)
-    if body[end:].strip():
+    if body[end:].strip(_BLANKS):
         raise InvalidParameter("the string is not an array: there is more after its end")
     return items
 
 
 def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
+    while at < len(text) and text[at] in _BLANKS:
         at += 1
     if at >= len(text):
         raise _malformed()
@@ -84,7 +90,9 @@ def _read_items(text: str, at: int, depth: int, delimiter: str) -> tuple[list[An
             items.append(_ESCAPE.sub(r"\1", match[1]))
             at = match.end()
         elif match := _bare(delimiter).match(text, at):
-            word = match[1].rstrip()
+            word = match[1].rstrip(_BLANKS)
+            if word.endswith("\\") and (len(word) - len(word.rstrip("\\"))) % 2:
+                word += match[1][len(word)]  # an escaped blank is no white space
             items.append(None if word.upper() == "NULL" else _ESCAPE.sub(r"\1", word))
             at = match.end()
         else:

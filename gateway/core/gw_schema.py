@@ -215,6 +215,7 @@ def install(parts: Sequence[str], roles: Sequence[str] = ("public",), more: str 
             script += [f"grant execute on function {each} to {grantees};\n" for each in part.grants]
     if grantees:
         script.append(f"grant usage on schema gw to {grantees};\n")
+        script.append(f"grant select on gw.part to {grantees};\n")
     return "".join([*script, more, "commit;\n"])
 
 

@@ -306,6 +306,10 @@ class Call:
     undoes the write."""
     cancelled: bool = False
     """Somebody asked for its end."""
+    passed_on: bool = False
+    """Another node passed it on to this one, which passes it on to nobody."""
+    elsewhere: bool = False
+    """It runs on another node, to which this one passed it on."""
     cancel_reason: str = "request"
     """Who it was: its principal by a request, or `drain`."""
     in_doubt: bool = False

@@ -512,12 +512,12 @@ def _claims_sent(rule: Rule, principal: Principal, tenant: str) -> Claims | None
 
 
 def sealed_logins(
-    rules: Sequence[Rule], targets: Mapping[str, TargetNames]
+    rules: Sequence[Rule], targets: Mapping[str, TargetNames], mode: str = "sealed"
 ) -> list[tuple[str, str]]:
-    """Each target and login for which some rule sends sealed claims."""
+    """Each target and login for which some rule sends claims, in *mode*."""
     found: dict[tuple[str, str], None] = {}
     for rule in rules:
-        if rule.claims_mode != "sealed":
+        if rule.claims_mode != mode:
             continue
         wanted: tuple[str, ...] | None = None
         if isinstance(rule.login, str):

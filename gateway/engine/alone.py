@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..core.classify import Path
 from ..core.errors import OutcomeUnknown
 from ..core.model import (
     Call,
@@ -53,7 +54,10 @@ class Alone(Reads):
                     call.idempotency = NONE
                     call.in_doubt = True
                     return await self._bare(lease, plan, request, grant, deadline)
-                if (read_only or not plan.writes) and request.schema is None:
+                # What is read-only and not a query goes into a transaction block: outside of
+                # one DO and CALL may commit, and begin another that writes.
+                reads = plan.classified.path is Path.READ if read_only else not plan.writes
+                if reads and request.schema is None:
                     try:
                         return await self._read(lease, plan, request, grant, call, deadline)
                     except OverBudget:

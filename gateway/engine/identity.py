@@ -33,6 +33,7 @@ from ..core.keys import (
     token_key_id,
 )
 from ..core.model import Principal
+from ..core.nodes import SCHEME as NODE_SCHEME
 from ..core.sigv4 import Authorization, Examined, RawRequest
 from ..providers.jwks import KeySet
 from .dear import DearWork
@@ -48,6 +49,8 @@ class Identified(NamedTuple):
     principal: Principal
     signed: frozenset[str] | None = None
     """Names of the headers that the signature covers; `None` under Bearer, which covers none."""
+    vouched: str | None = None
+    """Given if another node passed the request on and vouches for its sender: the nonce."""
 
     def covers(self, header: str) -> bool:
         """Whether *header* counts: it is signed, or no header of this scheme can be."""
@@ -180,6 +183,8 @@ class Identifier:
         )
         self._tokens: _Recent[bytes, tuple[Identified, float]] = _Recent(TOKENS_KEPT)
         self._sessions: _Recent[bytes, _Session] = _Recent(TOKENS_KEPT)
+        self.believe: Callable[[RawRequest, bytes, float], Identified] | None = None
+        """Reads what another node of the house says of a sender, if there are any."""
 
     def forget_tokens(self) -> None:
         """Verify every token again: a key that one was signed with is no longer good."""
@@ -243,6 +248,11 @@ class Identifier:
                 )
             raise MissingCredentials
         value = values[0]
+        if value.startswith(NODE_SCHEME) and self.believe is not None:
+            identified = self.believe(request, value, now)
+            if identified.principal.subject in self._denied:
+                raise Unauthenticated(reason="subject is denied")
+            return identified
         if len(value) > bearer.MAX_TOKEN + 16:
             raise IncompleteSignature("The Authorization header is too long.")
         digest = b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -108,13 +109,21 @@ class Lease:
 class Target:
     """One database cluster as the engine uses it."""
 
-    def __init__(self, settings: TargetSettings, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        settings: TargetSettings,
+        observer: Observer | None = None,
+        *,
+        limit: int | None = None,
+    ) -> None:
         self.settings = settings
+        self._limit = limit
+        """How many of the configured connections this node may hold; `None` is all."""
         self.name = settings.name
         self.observer = observer or Observer()
         self.plans = Plans()
         self.retries = RetryBudget()
-        pool = settings.pool
+        pool = self._own_pool()
         self.admission = Admission(
             FairQueue(places=pool.max_connections, max_waiting=pool.max_waiting, share=pool.share)
         )
@@ -137,6 +146,37 @@ class Target:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    @property
+    def budget(self) -> int:
+        """Connections that all nodes together may hold."""
+        return self.settings.pool.max_connections
+
+    @property
+    def limit(self) -> int:
+        """Connections that this node may hold."""
+        return self.budget if self._limit is None else min(self._limit, self.budget)
+
+    def set_limit(self, limit: int) -> None:
+        """Hold so many connections from now on; those too many end when they are given back."""
+        if limit != self._limit:
+            self._limit = limit
+            self._set_pool()
+
+    def _own_pool(self) -> PoolSettings:
+        """The settings of the pool, cut to this node's part of it."""
+        pool, limit = self.settings.pool, self.limit
+        if limit == pool.max_connections:
+            return pool
+        most = math.ceil(pool.max_open_transactions * limit / pool.max_connections)
+        return replace(pool, max_connections=limit, max_open_transactions=most)
+
+    def _set_pool(self) -> None:
+        pool = self._own_pool()
+        self.room.set_limit(pool.max_connections)
+        self.admission.configure(pool.max_connections, pool.max_waiting, pool.share)
+        self.begins.configure(_begins(pool), pool.max_waiting, pool.share)
+        self.share.configure(pool)
 
     @property
     def size(self) -> int:
@@ -300,15 +340,7 @@ class Target:
         if elsewhere:
             self.plans = Plans()
             self.column_facts = {}
-        pool_settings = settings.pool
-        self.room.set_limit(pool_settings.max_connections)
-        self.admission.configure(
-            pool_settings.max_connections, pool_settings.max_waiting, pool_settings.share
-        )
-        self.begins.configure(
-            _begins(pool_settings), pool_settings.max_waiting, pool_settings.share
-        )
-        self.share.configure(pool_settings)
+        self._set_pool()
 
     async def pause(self, patience: float) -> bool:
         """Let nobody begin anything until `resume`; who comes waits in the queue.
@@ -366,14 +398,23 @@ class Targets:
     """All targets by name."""
 
     def __init__(
-        self, settings: Mapping[str, TargetSettings], observer: Observer | None = None
+        self,
+        settings: Mapping[str, TargetSettings],
+        observer: Observer | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         self._observer = observer or Observer()
-        self.by_name = {name: Target(each, self._observer) for name, each in settings.items()}
+        self._limit = 0 if shared else None
+        """What a new target begins with: other nodes may hold all there is."""
+        self.by_name = {name: self._new(each) for name, each in settings.items()}
         self.leaving: dict[str, Target] = {}
         """No longer configured, and not yet quiet."""
         self._closing: set[asyncio.Task[None]] = set()
         self.names = {name: each.names() for name, each in self.by_name.items()}
+
+    def _new(self, settings: TargetSettings) -> Target:
+        return Target(settings, self._observer, limit=self._limit)
 
     def get(self, name: str) -> Target:
         """The target of a grant."""
@@ -402,7 +443,7 @@ class Targets:
         for name, each in settings.items():
             target = self.by_name.get(name) or self.leaving.pop(name, None)
             if target is None:
-                target = Target(each, self._observer)
+                target = self._new(each)
             elif target.settings != each:
                 target.reconfigure(each)
             target.on_quiet = None

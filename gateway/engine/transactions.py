@@ -81,7 +81,7 @@ class Transactions:
 
     def __init__(self, *, master: bytes, node: int = 0, worker: int = 0) -> None:
         boot = secrets.token_bytes(BOOT_BYTES)
-        self._ids = TransactionIds(master, boot=boot, node=node, worker=worker)
+        self.ids = TransactionIds(master, boot=boot, node=node, worker=worker)
         self.open: dict[str, Held] = {}
         self.none_open = asyncio.Event()
         """Set while no transaction is open."""
@@ -91,7 +91,7 @@ class Transactions:
 
     def new_id(self) -> str:
         """A fresh id, 44 characters, base64url."""
-        return self._ids.new(secrets.token_bytes(RANDOM_BYTES))
+        return self.ids.new(secrets.token_bytes(RANDOM_BYTES))
 
     async def room(self, target: Target, grant: Grant, deadline: float) -> Ticket:
         """Wait until one more transaction may be open on *target*, in a queue like any other.
@@ -141,9 +141,15 @@ class Transactions:
             ended = self._ended.get(id)
             if ended is not None and ended.subject == principal.subject:
                 raise self._gone(id)
-            if self._ids.read(id) is None:
+            made = self.ids.read(id)
+            if made is None:
                 # What was never an id of the house is not repeated.
                 raise TransactionGone("Transaction is not found.")
+            if made.boot != self.ids.own.boot:
+                raise TransactionGone(
+                    f"Transaction {id} is not found. The node that held it is gone; "
+                    "unless it was committed before, it was rolled back."
+                )
             raise TransactionGone(f"Transaction {id} is not found.")
         if ask.database is not None and ask.database != held.database:
             raise InvalidRequest(

@@ -35,6 +35,8 @@ SEAL_SQL = (
 )
 """What is prepared as the canary; its values never stand in a text that others could read."""
 NOTICES_KEPT = 20
+_CHANGES_MEANING = ("CREATE", "SELECT", "ALTER", "DROP", "DISCARD", "DEALLOCATE")
+"""How the tags of statements begin after which prepared ones may mean something else."""
 _FAREWELL = 2.0
 """Seconds that a session which was closed under its statement has to end."""
 
@@ -295,7 +297,9 @@ class Connection(asyncpg.Connection):
 
     def known(self, sql: str) -> Described | None:
         """What `describe` would return without asking the server."""
-        return self.described.get(sql)
+        kept = self.described.get(sql)
+        # The driver closes statements for their age, or to make room for others.
+        return None if kept is None or kept.state.closed else kept
 
     async def describe(self, sql: str, timeout: float) -> Described:
         """Prepare *sql*, or take it from the cache of this connection."""
@@ -417,7 +421,8 @@ class Connection(asyncpg.Connection):
         except Exception as error:
             if counter.hidden is not None and not isinstance(error, TimeoutError):
                 self.broken = True  # the driver never sent its part, and PostgreSQL waits for it
-            if is_sign_of_ddl(error):
+            # Or somebody's DEALLOCATE, perhaps of others, too.
+            if is_sign_of_ddl(error) or isinstance(error, asyncpg.InvalidSQLStatementNameError):
                 self.forget()
             if counter.exceeded:
                 self.broken = True
@@ -426,9 +431,10 @@ class Connection(asyncpg.Connection):
         finally:
             counter.left = 1 << 62
         tag = (status or b"").decode("ascii", "replace")
-        if described.columns is None and tag.startswith(("CREATE", "SELECT")):
-            # A temporary table may stand before one that other statements mean, and
-            # PostgreSQL does not look again for those that are prepared.
+        if described.columns is None and tag.startswith(_CHANGES_MEANING):
+            # A temporary table may stand before one that other statements mean, and PostgreSQL
+            # does not look again for those that are prepared; or their rows have new types,
+            # which inside a transaction would be an error (0A000) and its end.
             self.forget()
         return Answer(rows, tag, bool(complete))
 

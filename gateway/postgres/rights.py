@@ -133,6 +133,187 @@ SHARED = (
 """What makes a login unfit to be shared by callers with claims of their own."""
 
 
+_RELIES = "pg_depend d join pg_rewrite w on w.oid = d.objid and d.classid = 'pg_rewrite'::regclass"
+_PAST = "(o.rolsuper or o.rolbypassrls or (t.relowner = o.oid and not t.relforcerowsecurity))"
+_READABLE = _RIGHT.format(right="select")
+
+LOGIN = (
+    Look(
+        "role_membership",
+        "warning",
+        "select rolname from me where rolname <> session_user and rolname !~ '^pg_'"
+        " and not exists (select from me where rolsuper)",
+        "the login is a member of {}: its callers may SET ROLE to it",
+        "REVOKE it, unless that is meant",
+    ),
+    Look(
+        "rls_off",
+        "error",
+        f"select {_TABLE} from {_TABLES} where {_SCHEMAS} and not c.relrowsecurity"
+        " and exists (select from pg_policy where polrelid = c.oid)",
+        "{} has policies, but row-level security is not enabled",
+        "ALTER TABLE … ENABLE ROW LEVEL SECURITY, and FORCE it",
+    ),
+    Look(
+        "rls_partition",
+        "error",
+        f"select {_TABLE} from {_TABLES} join pg_inherits i on i.inhrelid = c.oid"
+        f" join pg_class t on t.oid = i.inhparent and t.relrowsecurity where {_READABLE}"
+        " and not c.relrowsecurity",
+        "{} can be read directly, past the row-level security of its parent",
+        "REVOKE ALL ON the partition FROM the login; it is reached through its parent",
+    ),
+    Look(
+        "rls_view",
+        "warning",
+        f"select distinct {_TABLE} from {_TABLES} join {_RELIES} on w.ev_class = c.oid"
+        " join pg_class t on t.oid = d.refobjid and t.relrowsecurity"
+        f" join pg_roles o on o.oid = c.relowner where {_READABLE} and c.oid <> t.oid and ("
+        f"c.relkind = 'm' or (c.relkind = 'v' and {_PAST} and not coalesce(c.reloptions, '{{}}')"
+        " && '{security_invoker=true,security_invoker=on,security_invoker=1}'))",
+        "view {} shows rows past row-level security: it reads as its owner",
+        "ALTER VIEW … SET (security_invoker = true); a materialized view cannot be kept safe",
+    ),
+    Look(
+        "definer_function",
+        "advice",
+        "select n.nspname || '.' || p.proname || '()' from pg_proc p"
+        " join pg_namespace n on n.oid = p.pronamespace join pg_roles o on o.oid = p.proowner"
+        f" where p.prosecdef and {_SCHEMAS} and n.nspname <> 'gw'"
+        " and (o.rolsuper or o.rolbypassrls or exists (select from pg_class t"
+        " where t.relowner = o.oid and t.relrowsecurity and not t.relforcerowsecurity))"
+        " and exists (select from me where has_function_privilege(me.oid, p.oid, 'execute'))",
+        "{} runs as an owner who is above row-level security",
+        "look whether it gives rows to anybody, or REVOKE EXECUTE",
+    ),
+    Look(
+        "other_servers",
+        "warning",
+        "select extname from pg_extension where extname in ('dblink', 'postgres_fdw')",
+        "{} is installed: statements may reach other servers, also this one as another role",
+        "DROP EXTENSION, or REVOKE EXECUTE on its functions and USAGE on its servers",
+    ),
+    Look(
+        "role_settings",
+        "warning",
+        "select split_part(each, '=', 1) from pg_db_role_setting s, unnest(s.setconfig) each"
+        " where s.setrole = (select oid from pg_roles where rolname = session_user)",
+        "the login has settings of its own: {}. Its callers can make such, for all of them",
+        "ALTER ROLE … RESET ALL, if nobody meant them",
+    ),
+    Look(
+        "few_connections",
+        "warning",
+        "select rolconnlimit::text from pg_roles where rolname = session_user"
+        " and rolconnlimit between 0 and {pool} - 1",
+        "the login may have {} connections, which is less than the pool",
+        "ALTER ROLE … CONNECTION LIMIT -1, or a smaller pool.max_connections",
+    ),
+)
+"""What else to know of any login."""
+
+CLAIMS = (
+    Look(
+        "rls_none",
+        "advice",
+        f"select {_TABLE} from {_TABLES} where {_READABLE} and c.relkind in ('r', 'p')"
+        " and not c.relrowsecurity and n.nspname <> 'gw'"
+        " and not exists (select from pg_inherits where inhrelid = c.oid)",
+        "{} has no row-level security: all callers of the login share it",
+        "enable it, unless that is meant",
+    ),
+    Look(
+        "large_objects",
+        "warning",
+        "select oid::text from pg_largeobject_metadata where lomowner in (select oid from me)",
+        "the login owns the large objects {}, which policies do not protect",
+        "keep files in bytea columns",
+    ),
+    Look(
+        "statement_texts",
+        "advice",
+        "select rolname from pg_roles where rolname = session_user"
+        " and current_setting('track_activities') = 'on'",
+        "callers of {} see the texts of each other's statements in pg_stat_activity",
+        "as superuser: ALTER ROLE … SET track_activities = off; and send values as parameters",
+    ),
+    Look(
+        "signals",
+        "advice",
+        "select p.proname from pg_proc p where p.proname in ('pg_terminate_backend',"
+        " 'pg_cancel_backend') and has_function_privilege(p.oid, 'execute')",
+        "callers of the login can stop each other's statements with {}()",
+        "REVOKE EXECUTE ON FUNCTION … FROM PUBLIC",
+    ),
+)
+"""What else to know of a login whose callers have claims."""
+
+SERVER = (
+    Look(
+        "may_lose_data",
+        "error",
+        "select name from pg_settings where name in ('fsync', 'full_page_writes')"
+        " and setting = 'off'",
+        "{} is off: a crash may damage the database",
+        "ALTER SYSTEM SET … = on",
+    ),
+    Look(
+        "may_lose_commits",
+        "warning",
+        "select name from pg_settings where name = 'synchronous_commit' and setting = 'off'",
+        "{} is off: a crash may undo what was answered as committed",
+        "ALTER SYSTEM SET synchronous_commit = on, or ALTER ROLE, for this login",
+    ),
+    Look(
+        "no_autovacuum",
+        "warning",
+        "select name from pg_settings where name = 'autovacuum' and setting = 'off'",
+        "{} is off",
+        "ALTER SYSTEM SET autovacuum = on",
+    ),
+    Look(
+        "prepared_transactions",
+        "advice",
+        "select name from pg_settings where name = 'max_prepared_transactions' and setting <> '0'",
+        "{} is more than 0; the gateway refuses PREPARE TRANSACTION, other clients may forget one",
+        "ALTER SYSTEM SET max_prepared_transactions = 0, if nobody uses it",
+    ),
+    Look(
+        "values_in_log",
+        "warning",
+        "select name from pg_settings where name = 'log_parameter_max_length' and setting <> '0'"
+        " and (current_setting('log_statement') in ('all', 'mod')"
+        " or current_setting('log_min_duration_statement') <> '-1')",
+        "{} is not 0: values of parameters, claims among them, go to the server's log",
+        "ALTER SYSTEM SET log_parameter_max_length = 0",
+    ),
+    Look(
+        "weak_passwords",
+        "warning",
+        "select name from pg_settings where name = 'password_encryption' and setting = 'md5'",
+        "{} is md5",
+        "ALTER SYSTEM SET password_encryption = 'scram-sha-256', then set passwords anew",
+    ),
+    Look(
+        "small_server",
+        "warning",
+        "select name from pg_settings where name = 'max_connections' and setting::int"
+        " - current_setting('superuser_reserved_connections')::int < {pool}",
+        "{} leaves fewer connections than the pool may open",
+        "a smaller pool.max_connections, or ALTER SYSTEM SET max_connections",
+    ),
+    Look(
+        "old_server",
+        "error",
+        "select current_setting('server_version')"
+        " where current_setting('server_version_num')::int < 150000",
+        "PostgreSQL {} is older than what is supported",
+        "upgrade to 15 or later",
+    ),
+)
+"""What to know of the server, as far as any login may."""
+
+
 class Found(NamedTuple):
     """An answer to a `Look`."""
 

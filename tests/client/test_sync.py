@@ -373,6 +373,48 @@ def test_a_commit_whose_answer_is_lost_is_unknown_and_not_repeated(
     assert paths(server).count("/transactions/t1/commit") == 1
 
 
+def test_a_commit_is_sent_again_with_its_key_to_a_gateway_that_keeps_keys(
+    server: Gateway, db: pgsluice.Client
+) -> None:
+    server.script(answer(ONE, headers=KEPT), OPEN, answer(ONE), reset, COMMITTED)
+    db.execute("insert into t values (1)")
+    with db.transaction() as tx:
+        tx.execute("insert into t values (2)")
+    lost, again = server.seen[-2:]
+    assert lost.path == again.path == "/transactions/t1/commit"
+    assert lost.headers["idempotency-key"] == again.headers["idempotency-key"]
+
+
+def test_a_commit_that_stays_unknown_is_no_reason_to_do_all_of_it_again(
+    server: Gateway, db: pgsluice.Client
+) -> None:
+    server.script(answer(ONE, headers=KEPT), OPEN, answer(ONE), reset, reset, reset)
+    db.execute("insert into t values (1)")
+    with pytest.raises(pgsluice.OutcomeUnknown) as caught:
+        db.transaction().run(lambda tx: tx.execute("insert into t values (2)"))
+    assert caught.value.retry == "unknown"
+    assert caught.value.key == server.seen[-1].headers["idempotency-key"]
+    assert paths(server).count("/transactions") == 1
+
+
+def test_a_refusal_does_not_hide_that_an_earlier_attempt_was_lost(
+    server: Gateway, db: pgsluice.Client
+) -> None:
+    busy = problem(503, code="database_unavailable", outcome="not_executed", retry="safe")
+    server.script(answer(ONE, headers=KEPT), reset, busy, busy)
+    db.execute("insert into t values (1)")
+    with pytest.raises(pgsluice.OutcomeUnknown) as caught:
+        db.execute("insert into t values (2)", key="k")
+    assert (caught.value.outcome, caught.value.key) == ("unknown", "k")
+    # What PostgreSQL refused was looked up first, and is the truth of both.
+    broken = problem(
+        400, code="database_error", sqlstate="23505", outcome="not_executed", retry="never"
+    )
+    server.script(reset, broken)
+    with pytest.raises(pgsluice.UniqueViolation):
+        db.execute("insert into t values (3)")
+
+
 def test_a_transaction_that_lost_an_answer_is_never_committed(
     server: Gateway, db: pgsluice.Client
 ) -> None:

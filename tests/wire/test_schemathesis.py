@@ -159,7 +159,9 @@ def _run(operation: Any, strategy: st.SearchStrategy[Any], examples: int, token:
         if answer.status_code == 201:
             # Left open, a few of them would hold all connections that transactions may have.
             path = f"/transactions/{answer.json()['transaction']}/rollback"
-            assert httpx2.post(case.operation.base_url + path, headers=headers).is_success
+            ended = httpx2.post(case.operation.base_url + path, headers=headers)
+            # One with a short idle limit has already ended by itself.
+            assert ended.status_code in (200, 410)
 
     run()
 

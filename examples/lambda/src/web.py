@@ -54,7 +54,8 @@ def endpoint(handler: Handler) -> Callable[[dict[str, Any], Any], dict[str, Any]
     @wraps(handler)
     def entry(event: dict[str, Any], context: Any) -> dict[str, Any]:
         try:
-            status, body = handler(_call(event, context))
+            with pgsluice.lambda_deadline(context, margin=MARGIN):
+                status, body = handler(_call(event, context))
         except Refused as refused:
             return answer(refused.status, refused.body)
         except pgsluice.Error as error:

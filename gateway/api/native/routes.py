@@ -91,6 +91,10 @@ def native(server: Server) -> Dialect:
 
     async def cancel(engine: Engine, who: Principal, path: Mapping[str, str], call: Call) -> None:
         running = server.running.get((who.subject, path["id"]))
+        if server.relay is not None and not call.passed_on:
+            there = running is not None and running.call.elsewhere
+            if (running is None or there) and await server.relay.cancel(who, path["id"]):
+                return
         if running is None or running.task is None:
             raise NotFound("no statement of that request id is running")
         if not running.call.committing:

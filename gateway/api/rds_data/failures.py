@@ -18,6 +18,7 @@ import msgspec
 from ...core.errors import (
     AuthUnavailable,
     AwsCannot,
+    ClaimsUnsafe,
     DatabaseError,
     DatabaseUnavailable,
     Draining,
@@ -79,6 +80,7 @@ _NAMES: dict[type[GatewayError], tuple[str, int]] = {
     AuthUnavailable: ("ServiceUnavailableError", 503),
     SecretUnavailable: ("SecretsErrorException", 400),
     SecretInvalid: ("InvalidSecretException", 400),
+    ClaimsUnsafe: ("ServiceUnavailableError", 503),
     DatabaseUnavailable: ("DatabaseUnavailableException", 504),
     NotFound: ("UnknownOperationException", 404),
     MethodNotAllowed: ("UnknownOperationException", 405),

@@ -30,8 +30,6 @@ _TEMPORARY = {
     "temp_table_names",
     "temp_table_reflect_indexes",
     "temp_table_reflection",
-    "temporary_tables",
-    "temporary_views",
 }
 
 

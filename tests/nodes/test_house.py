@@ -1,0 +1,182 @@
+"""Three nodes behind HAProxy, under load: one is killed, all are restarted, tenants compete.
+
+`make test-nodes` runs this and shows the figures.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from tests.fix_gateway import until
+from tests.fix_ledger import install_ledger
+from tests.fix_postgres import Database
+from tests.nodes.house import Callers, House, Sampler, house, house_database
+
+BUDGET = 8
+CALLERS = 24
+
+pytestmark = [pytest.mark.slow, pytest.mark.process]
+
+
+def say(line: str) -> None:
+    """A figure, for whoever runs `make test-nodes`."""
+    sys.stdout.write(f"    {line}\n")
+
+
+@pytest.fixture
+def shared(database: Database) -> Database:
+    """A database with a ledger and a table that shows every row that came twice."""
+    mine = house_database(database)
+    install_ledger(mine)
+    mine.sql(f"create table did (what text); grant all on did to {mine.app_user}")
+    return mine
+
+
+@pytest.fixture
+def three(shared: Database) -> Iterator[House]:
+    with house(shared, budget=BUDGET, proxy=True) as it:
+        it.await_limits(3, 3, 2)
+        yield it
+
+
+def written(database: Database) -> tuple[int, int]:
+    """Rows, and different ones."""
+    rows, different = database.sql("select count(*), count(distinct what) from did").split("|")
+    return int(rows), int(different)
+
+
+def check_and_say(it: House, callers: Callers, sampler: Sampler, seconds: float) -> None:
+    rows, different = written(it.database)
+    say(f"load: {CALLERS} callers, keyed inserts, {callers.total / seconds:,.0f} a second")
+    say(f"answered {callers.total:,}, failed {len(callers.failed)}, rows {rows:,}")
+    repeated = ", ".join(f"{count} x {why}" for why, count in callers.repeated.most_common())
+    say(f"sent again: {repeated or 'nothing'}")
+    say(f"backends: {sampler.most} at most in {sampler.samples:,} samples, budget {BUDGET}")
+    assert callers.failed == []
+    assert rows == different == callers.total
+    assert sampler.samples > 10
+    assert sampler.most <= BUDGET
+
+
+class Holder(threading.Thread):
+    """Opens transactions by way of HAProxy and uses each by way of every node."""
+
+    def __init__(self, it: House, token: str) -> None:
+        super().__init__()
+        self._url = it.url
+        self._token = token
+        self.ended = 0
+        self.gone: list[str] = []
+        self.strange: list[str] = []
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        head = {"authorization": f"Bearer {self._token}"}
+        while not self.stop.is_set():
+            # A connection each: HAProxy sends each to another node.
+            with httpx2.Client(base_url=self._url, headers=head, timeout=60) as client:
+                try:
+                    self._transaction(client)
+                except httpx2.TransportError as error:
+                    self.gone.append(type(error).__name__)
+
+    def _transaction(self, client: httpx2.Client) -> None:
+        begun = client.post("/transactions", json={})
+        if begun.status_code != 201:
+            return
+        transaction = begun.json()["transaction"]
+        for _ in range(4):
+            sql = {"sql": "select pg_sleep(0.01)", "transaction": transaction}
+            if not self._is_fine(client.post("/execute", json=sql)):
+                return
+        if self._is_fine(client.post(f"/transactions/{transaction}/commit")):
+            self.ended += 1
+
+    def _is_fine(self, answer: httpx2.Response) -> bool:
+        if answer.status_code == 200:
+            return True
+        if answer.status_code == 502:
+            self.gone.append("502")
+        elif answer.json()["code"] in ("transaction_gone", "outcome_unknown"):
+            self.gone.append(answer.json()["code"])
+        else:
+            self.strange.append(answer.text)
+        return False
+
+
+def test_a_node_killed_under_load_costs_its_transactions_and_no_statement(three: House) -> None:
+    it, token = three, three.nodes[0].token()
+    holder = Holder(it, token)
+    with it.nodes[1].http() as client:
+        held = client.post("/transactions", json={}).json()["transaction"]
+    with Sampler(it.database) as sampler, Callers(it.url, token, callers=CALLERS) as callers:
+        begun = time.monotonic()
+        holder.start()
+        until(lambda: callers.total > 200 and holder.ended > 5, "no load")
+        it.kill(1)
+        it.await_limits(4, 4)
+        before = callers.total
+        until(lambda: callers.total > before + 500, "the load did not go on")
+        holder.stop.set()
+        holder.join()
+    say("fault: SIGKILL of one of three nodes")
+    check_and_say(it, callers, sampler, time.monotonic() - begun)
+    say(f"transactions: {holder.ended:,} committed, {len(holder.gone)} ended by the fault")
+    assert holder.strange == []
+    # What it held is gone, and whoever is asked says so.
+    for node in it.nodes.values():
+        answer = node.execute("select 1", transaction=held)
+        assert answer.status_code == 410
+        assert answer.json()["code"] == "transaction_gone"
+        assert "The node that held it is gone" in answer.json()["detail"]
+
+
+def test_a_rolling_restart_fails_no_statement_and_breaks_no_transaction_that_hurries(
+    three: House,
+) -> None:
+    it, token = three, three.nodes[0].token()
+    holder = Holder(it, token)
+    with Sampler(it.database) as sampler, Callers(it.url, token, callers=CALLERS) as callers:
+        begun = time.monotonic()
+        holder.start()
+        until(lambda: callers.total > 200 and holder.ended > 5, "no load")
+        for number in range(3):
+            it.nodes[number].signal(signal.SIGTERM)
+            assert it.forget(number) == 0
+            it.start(number)
+            it.await_limits(3, 3, 2)
+            before = callers.total
+            until(lambda before=before: callers.total > before + 100, "the load did not go on")
+        holder.stop.set()
+        holder.join()
+    say("fault: each of three nodes stopped by SIGTERM and started again, one after the other")
+    check_and_say(it, callers, sampler, time.monotonic() - begun)
+    say(f"transactions: {holder.ended:,} committed, {len(holder.gone)} broken")
+    assert holder.strange == []
+    assert holder.gone == []
+
+
+def test_a_quiet_tenant_gets_its_turns_on_all_nodes_beside_a_busy_one(three: House) -> None:
+    it = three
+    busy, quiet = it.nodes[0].token("busy"), it.nodes[0].token("quiet")
+    with (
+        Sampler(it.database) as sampler,
+        Callers(it.url, busy, callers=48) as crowd,
+        Callers(it.url, quiet, callers=6) as few,
+    ):
+        until(lambda: few.total > 300, "the quiet tenant starves")
+        shares = crowd.total / 48, few.total / 6
+    say("load: 48 callers of one tenant, 6 of another one")
+    say(f"turns of each caller: {shares[0]:,.0f} of the busy one, {shares[1]:,.0f} of the quiet one")
+    say(f"backends: {sampler.most} at most, budget {BUDGET}")
+    assert crowd.failed == few.failed == []
+    # Six callers against 48 would have an equal part each if nobody were fair.
+    assert shares[1] > 2 * shares[0]
+    assert sampler.most <= BUDGET
