@@ -55,7 +55,7 @@ define environment
 	sum $(1) > $(VENV)/.stamp-$(1)
 endef
 
-.PHONY: help run dev deps test test-full check bench bench-client lock clean
+.PHONY: help run dev deps test test-full test-faults check bench bench-fanin bench-client lock clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-16s %s\n", $$1, $$2 }'
@@ -76,6 +76,10 @@ test: deps  ## all tests but the slow ones
 test-full: deps  ## all tests
 	@$(BIN)/python -m pytest -n $(WORKERS) -q tests
 
+test-faults: deps  ## a load of writes under every fault; OPERATIONS (200000) and SEED
+	@PGSLUICE_TEST_INSTALL=1 $(BIN)/python -m tests.faults --operations $(or $(OPERATIONS),200000) \
+	  $(if $(SEED),--seed $(SEED))
+
 check: deps  ## style, types, floors, dead code, what is deployed, and the tests of core
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -88,8 +92,11 @@ check: deps  ## style, types, floors, dead code, what is deployed, and the tests
 bench-client: deps  ## a cold start with pgsluice and with other clients
 	@exec $(BIN)/python -m benchmarks.bench_client
 
-bench: deps  ## the benchmarks, with their figures
+bench: deps  ## statements and large results against their peers, with figures
 	@exec $(BIN)/python -m benchmarks
+
+bench-fanin: deps  ## ten thousand callers: the gateway, PgBouncer, PostgreSQL itself
+	@exec $(BIN)/python -m benchmarks.bench_fanin --keep
 
 lock: deps  ## pin the newest allowed versions again (needs uv)
 	@set -eu; uv="$$(command -v uv || echo .tools/bin/uv)"; \

@@ -35,9 +35,18 @@ def process(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str
 
 
 @contextmanager
-def bare(dsn: str) -> Iterator[int]:
-    """The port of the reference handler."""
+def bare(dsn: str) -> Iterator[tuple[int, int]]:
+    """Port and process id of the reference handler."""
     with process(["benchmarks.bare", dsn], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        yield int(child.stdout.readline()), child.pid
+
+
+@contextmanager
+def delayed(port: int, seconds: float) -> Iterator[int]:
+    """A port behind which lies *port*, *seconds* away in each direction."""
+    command = ["benchmarks.delay", "127.0.0.1", str(port), str(seconds)]
+    with process(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         yield int(child.stdout.readline())
 
@@ -114,6 +123,11 @@ def resident(pid: int) -> int:
     """Bytes of memory that a process holds now."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far, as the scheduler counts it."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def machine(postgres: str) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _protocol
-from .errors import Error, InterfaceError
+from .errors import Error, InterfaceError, Unauthenticated
 
 if TYPE_CHECKING:
     from ._http import Origin
     from ._protocol import Request
 
 EARLY = 60.0  # seconds before its end that a token is replaced, and up to as many more at random
+BACK = 30.0  # seconds within which a signature takes its moment
 STS_BODY = b"Action=GetCallerIdentity&Version=2011-06-15"
 
 
@@ -139,10 +140,14 @@ class Identity:
             held = None
         self._renewing = True
         try:
-            credentials = yield self._credentials
-            answer = yield _protocol.exchange(
-                proof(Credentials(*credentials), audience=self._audience or "", now=now)
-            )
+            credentials = Credentials(*(yield self._credentials))
+            # Two processes that sign in the same second sign the same, and each signature is
+            # good once: so each takes a moment of its own out of the last half minute, and
+            # another one when it met somebody.
+            try:
+                answer = yield self._proof(credentials, now - BACK * jitter)
+            except Unauthenticated:
+                answer = yield self._proof(credentials, now - BACK * ((jitter + 0.5) % 1))
             token: str = answer["token"]
             self._expires = _moment(answer["expires_at"])
             self._renew_at = self._expires - EARLY * (1 + jitter)
@@ -156,6 +161,9 @@ class Identity:
         finally:
             self._renewing = False
         return token
+
+    def _proof(self, credentials: Credentials, moment: float) -> Request:
+        return _protocol.exchange(proof(credentials, audience=self._audience or "", now=moment))
 
 
 def proof(credentials: Credentials, *, audience: str, now: float) -> dict[str, str]:

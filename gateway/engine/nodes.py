@@ -31,6 +31,8 @@ from ..settings import Settings
 from .identity import Identified
 from .targets import Targets
 
+_chance = random.Random()
+
 PATH = "/nodes"
 """Where nodes greet each other."""
 MAX_GREETING = 65_536
@@ -115,7 +117,7 @@ class Nodes:
     async def _run(self) -> None:
         while True:
             await self.look(again=True)
-            pause = self._settings.refresh * random.uniform(0.8, 1.0)
+            pause = self._settings.refresh * _chance.uniform(0.8, 1.0)
             if self._waits_for_room():
                 pause = min(pause, _AGAIN)
             self._wake.clear()

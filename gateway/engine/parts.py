@@ -11,6 +11,7 @@ from ..core.classify import Path
 from ..core.deadline import left as time_left
 from ..core.deadline import smallest
 from ..core.errors import (
+    DatabaseError,
     DatabaseUnavailable,
     GatewayError,
     InvalidRequest,
@@ -37,6 +38,7 @@ from ..core.throttle import Buckets
 from ..postgres.connection import Answer, Connection, OverBudget
 from ..postgres.failures import (
     IN_RECOVERY,
+    READ_ONLY,
     STALE,
     is_sign_of_ddl,
     lost,
@@ -54,6 +56,8 @@ from .targets import Lease, Target, Targets
 from .told import RolledBack, after_failure, keep_state, told, too_large
 from .transactions import Held, Transactions
 from .work import Work
+
+_chance = random.Random()
 
 _T = TypeVar("_T")
 RATES_KEPT = 10_000
@@ -179,6 +183,8 @@ class Parts:
         """
         if connection.is_closed():
             raise RolledBack
+        if connection.guarded:
+            await self._check_read_only(connection)
         call.committing = True
         try:
             tag = await connection.script("COMMIT", COMMIT_TIMEOUT)
@@ -196,6 +202,18 @@ class Parts:
             raise TransactionFailed(
                 "the transaction had failed and was rolled back", sqlstate="25P02"
             )
+
+    async def _check_read_only(self, connection: Connection) -> None:
+        """Roll back, and say so, if a read-only transaction has written all the same."""
+        try:
+            if not await connection.has_written(COMMIT_TIMEOUT):
+                return
+            await connection.script("ROLLBACK", COMMIT_TIMEOUT)
+        except Exception as error:
+            if sqlstate(error) == "25P02":
+                return  # it has failed, as COMMIT will say
+            raise translate(error) from error
+        raise DatabaseError("cannot write in a read-only transaction", sqlstate=READ_ONLY)
 
     async def _conclude(
         self,
@@ -267,7 +285,7 @@ class Parts:
                 return False
             target.observer.happened(Repeated(target.name))
             if not unsent(cause):
-                await asyncio.sleep(min(pause(1, random.random()), left(deadline, self._time)))
+                await asyncio.sleep(min(pause(1, _chance.random()), left(deadline, self._time)))
             if connection.is_closed() or connection.broken or lost(cause):
                 await lease.replace(deadline, "lost")
             return True
@@ -308,7 +326,7 @@ class Parts:
             while pool.drop_idle():
                 pass  # Their server is the same one.
             attempt += 1
-            wait = pause(attempt, random.random())
+            wait = pause(attempt, _chance.random())
             if self._time() + wait >= deadline:
                 raise DatabaseUnavailable(
                     "the database takes no writes now", hint="it is a standby; send it again"

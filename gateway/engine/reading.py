@@ -42,7 +42,9 @@ class Reads(Parts):
         if plan.large:
             return await self._stream(lease, plan, request, grant, call, deadline)
         connection = lease.connection
-        if goes_first(grant):
+        read_only = request.read_only or grant.read_only
+        if goes_first(grant) or (read_only and connection.undoes_read_only):
+            # It is never committed.
             await connection.begin(_NOTHING, left(deadline, self._time), write=False)
         await self._claim(lease, grant, deadline, plan)
         bound = await bind(connection, plan, request.statement, left(deadline, self._time))

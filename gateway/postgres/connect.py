@@ -22,6 +22,8 @@ from .connection import Connection
 from .failures import translate_connect
 from .types import TypeCatalog
 
+_chance = random.Random()
+
 # What a caller's session may have changed for good by ALTER ROLE … SET is outranked by the
 # startup packet, and is what RESET ALL returns to.
 _SESSION = {
@@ -174,7 +176,7 @@ class Connector:
         await connection.plant_canary()
         now = asyncio.get_running_loop().time()
         connection.born = now
-        connection.expires = expiry(now, self.target.pool.max_lifetime, random.random())
+        connection.expires = expiry(now, self.target.pool.max_lifetime, _chance.random())
         return connection
 
     async def _open(self, timeout: float) -> Connection:

@@ -208,6 +208,7 @@ class Connection(asyncpg.Connection):
         "described",
         "expires",
         "first",
+        "guarded",
         "notices",
         "unsynced",
     )
@@ -228,6 +229,8 @@ class Connection(asyncpg.Connection):
     broken: bool
     """It must be closed instead of lent again."""
     described: dict[str, Described]
+    guarded: bool
+    """The open transaction must not write, and PostgreSQL alone does not see to it."""
     first: bytes | None
     """Messages to be sent in front of the next statement, in the same flight."""
     comment: str
@@ -243,6 +246,7 @@ class Connection(asyncpg.Connection):
         self.commented = None
         self.broken = False
         self.first = None
+        self.guarded = False
         self.unsynced = False
         """Something was prepared: asyncpg sends Flush, so an implicit transaction is open."""
         self.notices: list[str] = []
@@ -519,11 +523,22 @@ class Connection(asyncpg.Connection):
         access = "READ ONLY" if mode.read_only or not write else "READ WRITE"
         level = _ISOLATION[mode.isolation] if mode.isolation else ""
         deferrable = " DEFERRABLE" if mode.deferrable else ""
+        self.guarded = mode.read_only and self.undoes_read_only
         # With a snapshot taken, the caller can no longer make it READ WRITE.
         pin = ";SELECT 1" if mode.read_only else ""
         if then:
             then = ";" + then
         return await self.script(f"BEGIN{level} {access}{deferrable}{pin}{then}", timeout)
+
+    @property
+    def undoes_read_only(self) -> bool:
+        """Whether `RESET transaction_read_only` is obeyed where SET is not: until PostgreSQL 15."""
+        return bool(self.get_server_version().major < 16)
+
+    async def has_written(self, timeout: float) -> bool:
+        """Whether the open transaction has a number: none that only reads gets one."""
+        sql = "SELECT 1 WHERE pg_catalog.pg_current_xact_id_if_assigned() IS NULL"
+        return await self.script(sql, timeout) != "SELECT 1"
 
     def forget(self) -> None:
         """Drop all prepared statements, after DDL or a sign of a foreign DEALLOCATE."""

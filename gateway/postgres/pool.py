@@ -22,6 +22,8 @@ from ..core.pool_policy import Reason, Seats, backoff, lend, next_sweep, on_retu
 from .connect import Connector
 from .connection import Connection
 
+_chance = random.Random()
+
 _RESET_TIMEOUT = 5.0
 _CLOSE_TIMEOUT = 1.0
 
@@ -204,7 +206,7 @@ class Pool:
                 connection = await self._open()
             except GatewayError as error:
                 self.last_error = error
-                await asyncio.sleep(backoff(self._failures, random.random()))
+                await asyncio.sleep(backoff(self._failures, _chance.random()))
             else:
                 self._keep(connection)
 

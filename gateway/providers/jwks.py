@@ -16,6 +16,8 @@ from ..core.bearer import MAX_JWKS, PublicKey, read_jwks
 from ..core.errors import AuthUnavailable
 from .fetch import Fetcher, FetchError, Request
 
+_chance = random.Random()
+
 FRESH_FOR = 300.0  # seconds
 COOL_DOWN = 30.0  # seconds between two fetches for keys that are not known
 RETRY_AFTER = (1.0, 30.0)  # seconds: the first and the longest pause after a failed fetch
@@ -109,7 +111,7 @@ class KeySet:
             self.failures += 1
             low, high = RETRY_AFTER
             pause = min(high, low * 2 ** min(self.failures - 1, 10))
-            self._next_try = loop.time() + pause * random.uniform(0.5, 1.0)
+            self._next_try = loop.time() + pause * _chance.uniform(0.5, 1.0)
             return False
         finally:
             self._running = None

@@ -22,6 +22,8 @@ import orjson
 from ..core.errors import SecretInvalid, SecretUnavailable
 from ..settings import LoginSettings, TargetSettings
 
+_chance = random.Random()
+
 KEPT_FOR = 900.0  # seconds
 NOT_BEFORE = 5.0  # seconds between two readings that a refused login asks for
 TIMEOUT = 5.0  # seconds for one reading
@@ -134,7 +136,7 @@ class SecretsManager:
             if credential is None:
                 raise SecretInvalid(reason="no version is current")
             self._set(credential)
-            self._until = asyncio.get_running_loop().time() + KEPT_FOR * random.uniform(0.9, 1.1)
+            self._until = asyncio.get_running_loop().time() + KEPT_FOR * _chance.uniform(0.9, 1.1)
             return credential
         except (SecretUnavailable, SecretInvalid):
             # Not again with every connection while it is out of order.

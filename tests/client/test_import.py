@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pgsluice
 import pytest
 
 HOME = Path(pgsluice.__file__).parents[1]
+README = HOME / "README.md"
 COSTLY = {
     "asyncio",
     "dataclasses",
@@ -68,25 +71,50 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         pgsluice.nonsense  # noqa: B018
 
 
-def test_it_stays_a_thin_client() -> None:
+def stated(name: str) -> int:
+    """Bytes, as the README says them."""
+    found = re.search(rf"(\d+) kB {name}", " ".join(README.read_text(encoding="utf-8").split()))
+    assert found, name
+    return int(found[1]) * 1000
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=HOME, check=True, capture_output=True)
+    return next(folder.iterdir())
+
+
+def test_it_is_as_small_as_the_readme_says(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        installed = sum(each.file_size for each in archive.infolist())
+    assert {name.partition("/")[0] for name in names} == {"pgsluice", "pgsluice-0.1.0.dist-info"}
+    assert "pgsluice/py.typed" in names
+    assert wheel.stat().st_size == pytest.approx(stated("to download"), rel=0.05)
+    assert installed == pytest.approx(stated("installed"), rel=0.05)
+    assert wheel.stat().st_size < 60_000
+    assert installed < 180_000
+
+
+def test_a_function_loads_little_of_it() -> None:
     code = "import pgsluice; db = pgsluice.connect('http://127.0.0.1:9', token='t')\n"
     code += "try: db.execute('select 1', timeout=5)\nexcept pgsluice.ConnectionFailed: pass"
     package = HOME / "pgsluice"
-    loaded = [name for name in modules_after(code) if name.startswith("pgsluice.")]
-    files = [package / f"{name.partition('.')[2]}.py" for name in loaded] + [
-        package / "__init__.py"
-    ]
-    # What a function that reads and writes needs; the shells around it are a few files more.
-    assert sum(path.stat().st_size for path in files) < 100 << 10
-    assert sum(path.stat().st_size for path in package.glob("*.py")) < 160 << 10
-    assert (package / "py.typed").exists()
+    loaded = [name.partition(".")[2] for name in modules_after(code) if "pgsluice." in name]
+    assert not {"aio", "dbapi", "rds", "sqlalchemy", "testing"} & set(loaded)
+    size = sum((package / f"{name}.py").stat().st_size for name in [*loaded, "__init__"])
+    assert size == pytest.approx(stated("of source are read"), rel=0.05)
+    assert size < 110_000
 
 
 def test_the_layer_holds_the_client_and_runs(tmp_path: Path) -> None:
     layer = tmp_path / "layer.zip"
     script = str(HOME / "make_layer.py")
     subprocess.run([sys.executable, script, str(layer)], check=True, capture_output=True)
-    assert layer.stat().st_size < 50 << 10
+    assert layer.stat().st_size == pytest.approx(stated("in a layer"), rel=0.05)
+    assert layer.stat().st_size < 45_000
     code = f"import sys; sys.path.insert(0, {str(layer) + '/python'!r})\n"
     code += "import pgsluice, pgsluice.dbapi; print(pgsluice.connect('http://h'))"
     done = subprocess.run(

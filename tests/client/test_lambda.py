@@ -169,9 +169,11 @@ def test_a_token_that_the_gateway_no_longer_takes_is_replaced(
 def test_a_refused_role_is_an_error_that_executed_nothing(
     server: Gateway, role: Callable[[], pgsluice.Client]
 ) -> None:
-    server.script(problem(401, code="unauthenticated", retry="never"))
+    refused = problem(401, code="unauthenticated", retry="never")
+    server.script(refused, refused)
     with pytest.raises(pgsluice.Unauthenticated):
         role().execute("insert into t values (1)")
+    assert {path for path, _ in bearers(server)} == {"/auth/iam"}
     server.script(reset)
     with pytest.raises(pgsluice.ConnectionFailed) as caught:
         role().execute("insert into t values (1)")

@@ -81,7 +81,8 @@ FORGE = [
     " as $$ begin raise notice 'heard %', $1; return true; end $$",
     "create function pg_temp.definer() returns setof text language sql security definer"
     " as $$ select note from items $$",
-    "create function pg_temp.sha256(bytea) returns bytea language sql as $$ select '\\x00'::bytea $$",
+    "create function pg_temp.sha256(bytea) returns bytea language sql"
+    " as $$ select '\\x00'::bytea $$",
     "create function pg_temp.same(text, text) returns boolean language plpgsql cost 0.0000001"
     " as $$ begin raise notice 'same % %', $1, $2; return true; end $$",
     "create operator pg_temp.= (leftarg = text, rightarg = text, function = pg_temp.same)",

@@ -31,6 +31,9 @@ from tests.fix_gateway import MASTER, Gateway, running, settings_for, until
 from tests.fix_postgres import APP_USER, Database
 from tests.fix_sessions import PINNED, Caller, Direct, Seen, calling, direct
 
+# The gateway runs in a thread of this process, and rolls dice while examples are made.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
+
 PEER = "fresh_peer"
 SETUP = (
     "drop schema if exists public cascade",

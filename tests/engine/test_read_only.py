@@ -24,6 +24,11 @@ UNDO = [
     "set session characteristics as transaction read write",
     "select set_config('default_transaction_read_only', 'off', false)",
     "reset transaction_read_only",
+    "set transaction_read_only to default",
+    "set local transaction_read_only to default",
+    "select set_config('transaction_read_only', null, true)",
+    "select set_config('transaction_read_only', null, false)",
+    "do $$ begin reset transaction_read_only; end $$",
     "reset default_transaction_read_only",
     "reset all",
     "discard all",
@@ -59,6 +64,13 @@ AT_ONCE = [
     + WRITE + "; end $$",
     "call writing()",
     "select set_config('transaction_read_only', 'off', true), write()",
+    "with f as materialized (select set_config('transaction_read_only', null, true))"
+    " select write() from f",
+    "with f as materialized (select set_config('transaction_read_only', null, false))"
+    " select write() from f",
+    f"do $$ begin reset transaction_read_only; {WRITE}; end $$",
+    f"do $$ begin perform set_config('transaction_read_only', null, true); {WRITE}; end $$",
+    f"do $$ begin commit; reset transaction_read_only; {WRITE}; end $$",
     "with f as materialized (select set_config('transaction_read_only', 'off', true))"
     " select write() from f",
     "vacuum items",
@@ -76,7 +88,7 @@ create procedure writing() language plpgsql as
 STATE = "select count(*), sum(n), (select last_value from numbers) from items"
 
 
-@pytest.fixture(scope="module", params=["none", "sealed"])
+@pytest.fixture(scope="module", params=["none", pytest.param("sealed", marks=pytest.mark.slow)])
 def place(tenants_database: Database, request: Any) -> Iterator[tuple[Tenant, Tenant, Database]]:
     """Somebody whose rule is read-only, and somebody who asks for it."""
     database = tenants_database

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from .operations import ACCOUNTS, COUNTERS, OPENING, Operation
@@ -74,6 +74,12 @@ class Report:
         """Everything that must not be."""
         found = [*self.lost, *self.doubled, *self.torn, *self.wrong, *self.unresolved]
         return [*found, *self.sums]
+
+    def add(self, other: Report) -> None:
+        """Put the figures of another round to these."""
+        for name in (each.name for each in fields(self)):
+            if name not in ("subject", "seed"):
+                setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def figures(self) -> dict[str, Any]:
         """Numbers only."""

@@ -102,10 +102,10 @@ def run(
     """Send *operations* to *subject* while *faults* happen; compare.
 
     Args:
-        faults: How many; every kind once for each 10,000 operations unless given.
+        faults: How many; every kind once unless given.
         tell: Is told what happens.
     """
-    count = len(FAULTS) * max(1, operations // 10_000) if faults is None else faults
+    count = len(FAULTS) if faults is None else faults
     planned = plan(operations, seed)
     report = Report(subject, seed)
     started = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -15,14 +16,13 @@ from typing import Any
 
 import asyncpg
 import httpx2
-from botocore.auth import SigV4Auth  # type: ignore[import-untyped]
 
 from tests.fix_gateway import Process, process, until
 from tests.fix_postgres import Database
 from tests.fix_tools import debian
 
 ROOT = Path(__file__).parents[2]
-__all__ = ["House", "Sampler", "SigV4Auth", "house", "house_database"]
+__all__ = ["House", "Sampler", "house", "house_database"]
 
 
 def _free_ports(count: int) -> list[int]:
@@ -131,7 +131,8 @@ def house(
 def _haproxy(port: int, nodes: list[int]) -> Iterator[None]:
     """HAProxy with the configuration of `deploy/`, but for TLS and addresses."""
     program = debian("haproxy")
-    text = (ROOT / "deploy" / "haproxy.cfg").read_text()
+    # So many connections need more open files than a test may have.
+    text = (ROOT / "deploy" / "haproxy.cfg").read_text().replace("maxconn 20000", "maxconn 500")
     lines = []
     for line in text.splitlines():
         if line.strip().startswith("bind "):
@@ -141,17 +142,23 @@ def _haproxy(port: int, nodes: list[int]) -> Iterator[None]:
                 lines.append(f"    server node{number} 127.0.0.1:{node}")
             continue
         lines.append(line)
-    command = [program, "-db", "-q", "-f", "/dev/stdin"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as running:
-        assert running.stdin is not None
-        running.stdin.write("\n".join(lines) + "\n")
-        running.stdin.close()
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".cfg") as config,
+        subprocess.Popen([program, "-db", "-q", "-f", _write(config, lines)]) as running,
+    ):
         try:
             url = f"http://127.0.0.1:{port}/readyz"
-            until(lambda: _answers(url), "HAProxy does not answer")
+            until(lambda: _answers(url) or running.poll() is not None, "HAProxy does not answer")
+            assert running.poll() is None, "HAProxy did not start"
             yield
         finally:
             running.kill()
+
+
+def _write(config: Any, lines: list[str]) -> str:
+    config.write("\n".join(lines) + "\n")
+    config.flush()
+    return str(config.name)
 
 
 def _answers(url: str) -> bool:

@@ -151,7 +151,7 @@ def test_a_request_is_a_span_of_its_callers_trace_with_one_of_the_database_insid
     assert client.parent_span_id == server.span_id
     assert (server.name, client.name) == ("pgsluice execute", "execute main")
     assert server.start_time_unix_nano <= client.start_time_unix_nano
-    assert client.start_time_unix_nano < client.end_time_unix_nano <= server.end_time_unix_nano
+    assert client.start_time_unix_nano <= client.end_time_unix_nano <= server.end_time_unix_nano
     told = attributes(server)
     assert (told["http.response.status_code"], told["pgsluice.outcome"]) == (200, "ok")
     assert told["pgsluice.request_id"] == "spans-1"

@@ -1,7 +1,6 @@
 """What PostgreSQL can do, so that the suite leaves nothing out that a driver might break.
 
-The same for every driver, but for temporary tables: through the gateway they end with
-their transaction, and the suite looks for them in later ones.
+The same for every driver.
 """
 
 from sqlalchemy.testing import exclusions
@@ -23,20 +22,6 @@ _NOT_POSTGRESQL = {
     "temp_table_comment_reflection",
     "unique_index_reflect_as_unique_constraints",
 }
-
-
-_TEMPORARY = {
-    "has_temp_table",
-    "temp_table_names",
-    "temp_table_reflect_indexes",
-    "temp_table_reflection",
-}
-
-
-def _opened(name):
-    if name in _TEMPORARY:
-        return property(lambda self: exclusions.skip_if("postgresql+pgsluice"))
-    return property(lambda self: exclusions.open())
 
 
 class Requirements(SuiteRequirements):
@@ -69,7 +54,7 @@ def _closed(name):
 for _name in dir(SuiteRequirements):
     if not _name.startswith("_") and _name not in vars(Requirements):
         try:
-            if _name in _TEMPORARY or (_name not in _NOT_POSTGRESQL and _closed(_name)):
-                setattr(Requirements, _name, _opened(_name))
+            if _name not in _NOT_POSTGRESQL and _closed(_name):
+                setattr(Requirements, _name, property(lambda self: exclusions.open()))
         except Exception:  # noqa: BLE001 - needs a database to decide
             continue
