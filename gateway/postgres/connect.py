@@ -170,6 +170,12 @@ class Connector:
                 "the login of this target is a superuser",
                 hint="log in as an ordinary role, or set allow_superuser",
             )
+        if not connection.reads_only:
+            # Then nothing tells a read from a write, and RESET ALL undoes what it should keep.
+            raise DatabaseUnavailable(
+                "what answers does not keep the settings of a session",
+                hint="a pooler in between drops them: connect to PostgreSQL itself",
+            )
         connection.set_up(self.catalog)
         self.was_primary = self.was_primary or not connection.in_recovery
         _harden(connection)

@@ -503,6 +503,11 @@ class Connection(asyncpg.Connection):
         """Whether the server is a standby; it tells its sessions as soon as that changes."""
         return getattr(self.get_settings(), "in_hot_standby", "off") == "on"
 
+    @property
+    def reads_only(self) -> bool:
+        """Whether transactions only read unless they say otherwise; PostgreSQL 14 tells it."""
+        return getattr(self.get_settings(), "default_transaction_read_only", "off") == "on"
+
     async def script(self, sql: str, timeout: float) -> str:
         """Run the gateway's own *sql* as a simple query; return the last command tag."""
         if self.unsynced and not self._protocol.is_in_transaction():

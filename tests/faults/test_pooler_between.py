@@ -1,27 +1,29 @@
-"""A pooler between gateway and database: what still holds, and what is said."""
+"""A pooler between gateway and database is noticed, and nothing is done over it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from gateway.cli import embedded
-from tests.fix_gateway import Gateway, running, settings_for, until
-from tests.fix_ledger import Senders, at_port, install_ledger, make_table
+from gateway.postgres.connect import _SESSION
+from tests.fix_gateway import running, settings_for, until
+from tests.fix_ledger import at_port, install_ledger, make_table
 from tests.fix_postgres import APP_USER, Database
 from tests.fix_tools import debian
 
 pytestmark = pytest.mark.slow
 
+SETTINGS = (*_SESSION, "statement_timeout", "idle_in_transaction_session_timeout")
+
 
 @contextmanager
-def pooler(database: Database, mode: str, home: Path) -> Iterator[int]:
+def pooler(database: Database, mode: str, home: Path, ignored: Sequence[str]) -> Iterator[int]:
     """The port of Debian's PgBouncer over *database*."""
     program, port = debian("pgbouncer"), embedded.free_port()
     config = home / "pgbouncer.ini"
@@ -29,7 +31,7 @@ def pooler(database: Database, mode: str, home: Path) -> Iterator[int]:
         f"[databases]\n* = host=127.0.0.1 port={database.server.port} user={APP_USER}\n"
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
         f"auth_type = any\npool_mode = {mode}\ndefault_pool_size = 8\n"
-        "ignore_startup_parameters = extra_float_digits,default_transaction_read_only,client_connection_check_interval,search_path,statement_timeout,idle_in_transaction_session_timeout,idle_session_timeout,intervalstyle,bytea_output,jit,lc_messages,row_security,lock_timeout,options\n"
+        f"ignore_startup_parameters = {', '.join(ignored)}\n"
     )
     config.chmod(0o644)
     for folder in (home, *list(home.parents)[:3]):
@@ -45,16 +47,23 @@ def pooler(database: Database, mode: str, home: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("mode", ["session", "transaction"])
-def test_x(database: Database, mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ignored", [True, False], ids=["settings dropped", "settings refused"])
+def test_a_pooler_that_does_not_keep_a_sessions_settings_is_not_worked_over(
+    database: Database, mode: str, ignored: bool, tmp_path: Path
+) -> None:
+    """Silently dropped, they would turn promises into wishes."""
     install_ledger(database)
     make_table(database)
-    with pooler(database, mode, tmp_path) as port:
-        with running(at_port(settings_for(database), port), database) as gateway:
-            print(gateway.execute("select 1"))
-            print(httpx2.get(gateway.url + "/readyz").text)
-            senders = Senders(gateway)
-            for _ in range(6):
-                senders.send("/execute", {"sql": "insert into did values ($1)", "parameters": ["a"]}, "k")
-            for a in senders.join():
-                print(a.status_code, a.headers.get("x-gateway-idempotency"), a.text)
-            print(database.sql("select count(*) from did"))
+    with (
+        pooler(database, mode, tmp_path, SETTINGS if ignored else ()) as port,
+        running(at_port(settings_for(database), port), database) as gateway,
+        gateway.http() as client,
+    ):
+        body = {"sql": "insert into did values ('a')", "timeout": 2}
+        answer = client.post("/execute", json=body, headers={"idempotency-key": "k"})
+        document = answer.json()
+        assert (answer.status_code, document["code"]) == (503, "database_unavailable")
+        assert document["outcome"] == "not_executed"
+        if ignored:
+            assert "pooler" in document["hint"]
+    assert database.sql("select count(*) from did") == "0"

@@ -17,7 +17,7 @@ from typing import Any
 import asyncpg
 import httpx2
 
-from tests.fix_gateway import Process, process, until
+from tests.fix_gateway import PATIENCE, Process, process, until
 from tests.fix_postgres import Database
 from tests.fix_tools import debian
 
@@ -41,8 +41,7 @@ def house_database(database: Database, *, limit: int = -1) -> Database:
     """
     role = f"house_{database.name}"
     database.sql(
-        f"create role {role} login connection limit {limit};"
-        f"grant create on schema public to {role}"
+        f"create role {role} login connection limit {limit};grant create on schema public to {role}"
     )
     return Database(database.server, database.name, role)
 
@@ -218,6 +217,7 @@ class Callers:
         self.repeated: Counter[str] = Counter()
         self._tokens = tenants or [token]
         self._stop = threading.Event()
+        self._progress = threading.Condition()
         self._threads = [
             threading.Thread(target=self._body, args=(number,)) for number in range(callers)
         ]
@@ -247,7 +247,17 @@ class Callers:
                 count += 1
                 key = f"caller-{number}-{count}"
                 if self._one(client, key):
-                    self.done[token] += 1
+                    with self._progress:
+                        self.done[token] += 1
+                        self._progress.notify_all()
+
+    def await_more(self, count: int) -> None:
+        """Wait until so many more statements were answered."""
+        with self._progress:
+            enough = self.total + count
+            assert self._progress.wait_for(lambda: self.total >= enough, PATIENCE), (
+                f"the load does not go on: {self.failed[-3:]} {self.repeated}"
+            )
 
     def _one(self, client: httpx2.Client, key: str) -> bool:
         body = {"sql": "insert into did values (:key)", "parameters": {"key": key}}

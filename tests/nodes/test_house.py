@@ -14,13 +14,13 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from tests.fix_gateway import until
+from tests.fix_gateway import PATIENCE
 from tests.fix_ledger import install_ledger
 from tests.fix_postgres import Database
 from tests.nodes.house import Callers, House, Sampler, house, house_database
 
 BUDGET = 8
-CALLERS = 24
+CALLERS = 12
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 
@@ -76,6 +76,15 @@ class Holder(threading.Thread):
         self.gone: list[str] = []
         self.strange: list[str] = []
         self.stop = threading.Event()
+        self._one_more = threading.Semaphore(0)
+
+    def __enter__(self) -> Holder:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.join()
 
     def run(self) -> None:
         head = {"authorization": f"Bearer {self._token}"}
@@ -98,6 +107,14 @@ class Holder(threading.Thread):
                 return
         if self._is_fine(client.post(f"/transactions/{transaction}/commit")):
             self.ended += 1
+            self._one_more.release()
+
+    def await_more(self, count: int) -> None:
+        """Wait until so many more transactions were committed."""
+        while self._one_more.acquire(blocking=False):
+            pass
+        for _ in range(count):
+            assert self._one_more.acquire(timeout=PATIENCE), f"{self.gone} {self.strange}"
 
     def _is_fine(self, answer: httpx2.Response) -> bool:
         if answer.status_code == 200:
@@ -113,19 +130,20 @@ class Holder(threading.Thread):
 
 def test_a_node_killed_under_load_costs_its_transactions_and_no_statement(three: House) -> None:
     it, token = three, three.nodes[0].token()
-    holder = Holder(it, token)
     with it.nodes[1].http() as client:
         held = client.post("/transactions", json={}).json()["transaction"]
-    with Sampler(it.database) as sampler, Callers(it.url, token, callers=CALLERS) as callers:
+    with (
+        Sampler(it.database) as sampler,
+        Callers(it.url, token, callers=CALLERS) as callers,
+        Holder(it, token) as holder,
+    ):
         begun = time.monotonic()
-        holder.start()
-        until(lambda: callers.total > 200 and holder.ended > 5, "no load")
+        callers.await_more(200)
+        holder.await_more(5)
         it.kill(1)
         it.await_limits(4, 4)
-        before = callers.total
-        until(lambda: callers.total > before + 500, "the load did not go on")
-        holder.stop.set()
-        holder.join()
+        callers.await_more(300)
+        holder.await_more(5)
     say("fault: SIGKILL of one of three nodes")
     check_and_say(it, callers, sampler, time.monotonic() - begun)
     say(f"transactions: {holder.ended:,} committed, {len(holder.gone)} ended by the fault")
@@ -142,20 +160,20 @@ def test_a_rolling_restart_fails_no_statement_and_breaks_no_transaction_that_hur
     three: House,
 ) -> None:
     it, token = three, three.nodes[0].token()
-    holder = Holder(it, token)
-    with Sampler(it.database) as sampler, Callers(it.url, token, callers=CALLERS) as callers:
+    with (
+        Sampler(it.database) as sampler,
+        Callers(it.url, token, callers=CALLERS) as callers,
+        Holder(it, token) as holder,
+    ):
         begun = time.monotonic()
-        holder.start()
-        until(lambda: callers.total > 200 and holder.ended > 5, "no load")
+        callers.await_more(200)
+        holder.await_more(5)
         for number in range(3):
             it.nodes[number].signal(signal.SIGTERM)
             assert it.forget(number) == 0
             it.start(number)
             it.await_limits(3, 3, 2)
-            before = callers.total
-            until(lambda before=before: callers.total > before + 100, "the load did not go on")
-        holder.stop.set()
-        holder.join()
+            callers.await_more(100)
     say("fault: each of three nodes stopped by SIGTERM and started again, one after the other")
     check_and_say(it, callers, sampler, time.monotonic() - begun)
     say(f"transactions: {holder.ended:,} committed, {len(holder.gone)} broken")
@@ -168,15 +186,17 @@ def test_a_quiet_tenant_gets_its_turns_on_all_nodes_beside_a_busy_one(three: Hou
     busy, quiet = it.nodes[0].token("busy"), it.nodes[0].token("quiet")
     with (
         Sampler(it.database) as sampler,
-        Callers(it.url, busy, callers=48) as crowd,
-        Callers(it.url, quiet, callers=6) as few,
+        Callers(it.url, busy, callers=24) as crowd,
+        Callers(it.url, quiet, callers=4) as few,
     ):
-        until(lambda: few.total > 300, "the quiet tenant starves")
-        shares = crowd.total / 48, few.total / 6
-    say("load: 48 callers of one tenant, 6 of another one")
-    say(f"turns of each caller: {shares[0]:,.0f} of the busy one, {shares[1]:,.0f} of the quiet one")
+        few.await_more(200)
+        shares = crowd.total / 24, few.total / 4
+    say("load: 24 callers of one tenant, 4 of another one")
+    say(
+        f"turns of each caller: {shares[0]:,.0f} of the busy one, {shares[1]:,.0f} of the quiet one"
+    )
     say(f"backends: {sampler.most} at most, budget {BUDGET}")
     assert crowd.failed == few.failed == []
-    # Six callers against 48 would have an equal part each if nobody were fair.
+    # Four callers against 24 would have an equal part each if nobody were fair.
     assert shares[1] > 2 * shares[0]
     assert sampler.most <= BUDGET
