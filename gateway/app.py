@@ -166,8 +166,10 @@ class App:
         on its way is never stopped.
         """
         server, transactions = self.server, self.transactions
-        now = asyncio.get_running_loop().time()
         server.draining = True
+        if self.settings.server.drain_delay:
+            await asyncio.sleep(self.settings.server.drain_delay)
+        now = asyncio.get_running_loop().time()
         self.observer.happened(DrainBegan(server.active, len(transactions.open)))
         self.targets.each(Target.take_no_more)
         transactions.drain(idle=self.settings.server.drain_idle, ends=now + grace)

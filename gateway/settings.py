@@ -179,6 +179,9 @@ class ServerSettings:
     """Bodies of all requests together."""
     keep_alive: float = 75.0
     """Seconds an idle connection is kept."""
+    drain_delay: float = 0.0
+    """Seconds after SIGTERM for which work is still taken while `/readyz` says 503 already, so
+    that a load balancer that asks it sends no more; then `drain_timeout` begins."""
     drain_timeout: float = 25.0
     """Seconds running statements may still take after SIGTERM."""
     drain_idle: float = 2.0
@@ -789,6 +792,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "server.request_bytes": (1_024, 2**30),
     "server.inflight_bytes": (1_024, 2**40),
     "server.keep_alive": (1, 86_400),
+    "server.drain_delay": (0, 3_600),
     "server.drain_timeout": (0, 3_600),
     "server.drain_idle": (0, 3_600),
     "server.max_callers": (1, 10_000_000),

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 __all__ = ["House", "Sampler", "house", "house_database"]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         held = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in held:
@@ -104,7 +104,7 @@ def house(
     database: Database, *, budget: int, nodes: int = 3, proxy: bool = False, **settings: str
 ) -> Iterator[House]:
     """*nodes* nodes that share *budget* connections; behind HAProxy with *proxy*."""
-    ports = _free_ports(nodes + 1)
+    ports = free_ports(nodes + 1)
     front = ports.pop()
     common = {
         "NODES__PEERS": ",".join(f"http://127.0.0.1:{port}" for port in ports),
@@ -209,13 +209,21 @@ class Callers:
     They do what any client does: what was refused as safe to repeat they send again.
     """
 
-    def __init__(self, url: str, token: str, *, callers: int, tenants: list[str] | None = None):
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        callers: int,
+        sql: str = "insert into did values (:key)",
+    ) -> None:
         self.url = url
-        self.done: Counter[str] = Counter()
-        """Answered, by token."""
+        self.total = 0
+        """Statements answered."""
         self.failed: list[str] = []
         self.repeated: Counter[str] = Counter()
-        self._tokens = tenants or [token]
+        self._token = token
+        self._sql = sql
         self._stop = threading.Event()
         self._progress = threading.Condition()
         self._threads = [
@@ -232,23 +240,17 @@ class Callers:
         for thread in self._threads:
             thread.join()
 
-    @property
-    def total(self) -> int:
-        """Statements answered."""
-        return sum(self.done.values())
-
     def _body(self, number: int) -> None:
-        token = self._tokens[number % len(self._tokens)]
         count = 0
         with httpx2.Client(
-            base_url=self.url, headers={"authorization": f"Bearer {token}"}, timeout=60
+            base_url=self.url, headers={"authorization": f"Bearer {self._token}"}, timeout=60
         ) as client:
             while not self._stop.is_set():
                 count += 1
-                key = f"caller-{number}-{count}"
+                key = f"{id(self)}-{number}-{count}"
                 if self._one(client, key):
                     with self._progress:
-                        self.done[token] += 1
+                        self.total += 1
                         self._progress.notify_all()
 
     def await_more(self, count: int) -> None:
@@ -260,7 +262,7 @@ class Callers:
             )
 
     def _one(self, client: httpx2.Client, key: str) -> bool:
-        body = {"sql": "insert into did values (:key)", "parameters": {"key": key}}
+        body = {"sql": self._sql, "parameters": {"key": key}}
         give_up = time.monotonic() + 30
         why = ""
         while time.monotonic() < give_up:

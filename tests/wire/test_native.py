@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from gateway.cli.token import token_for
-from tests.fix_gateway import MASTER, running, settled, settings_for, until
+from tests.fix_gateway import MASTER, running, settings_for, settled, until
 from tests.fix_postgres import Database
 
 pytestmark = pytest.mark.wire
