@@ -55,7 +55,7 @@ define environment
 	sum $(1) > $(VENV)/.stamp-$(1)
 endef
 
-.PHONY: help run dev deps test test-full test-faults check bench bench-fanin bench-client lock clean
+.PHONY: help run dev deps test test-full test-faults test-nodes check bench bench-fanin bench-client lock clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-16s %s\n", $$1, $$2 }'
@@ -79,6 +79,9 @@ test-full: deps  ## all tests
 test-faults: deps  ## a load of writes under every fault; OPERATIONS (200000) and SEED
 	@PGSLUICE_TEST_INSTALL=1 $(BIN)/python -m tests.faults --operations $(or $(OPERATIONS),200000) \
 	  $(if $(SEED),--seed $(SEED))
+
+test-nodes: deps  ## three nodes behind HAProxy: load, faults, figures
+	@PGSLUICE_TEST_INSTALL=$${PGSLUICE_TEST_INSTALL:-1} $(BIN)/python -m pytest -q -s -rs tests/nodes/test_house.py
 
 check: deps  ## style, types, floors, dead code, what is deployed, and the tests of core
 	@$(BIN)/ruff check .

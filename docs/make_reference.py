@@ -56,6 +56,7 @@ _SECTIONS: tuple[tuple[str, type, str], ...] = (
         knobs.TransactionSettings,
         "PGSLUICE_TARGETS__MAIN__TRANSACTIONS__IDLE_TIMEOUT",
     ),
+    ("[nodes]", knobs.NodesSettings, "PGSLUICE_NODES__PEERS"),
     ("[observe]", knobs.ObserveSettings, "PGSLUICE_OBSERVE__AUDIT_FILE"),
     ("[[policy]]", Rule, ""),
     ("limits in a [[policy]]", Limits, ""),

@@ -173,6 +173,9 @@ class Exchange:
         """Of the answer, besides type and length."""
         self.shared: Headers = server.cors.headers(wire.headers) if server.cors else []
         """What a browser needs to hand the answer to its page."""
+        if server.draining:
+            # A load balancer that keeps the connection would go on sending here.
+            self.shared = [*self.shared, (b"connection", b"close")]
         self.identified: Identified | None = None
         self.hangup: HangUp | None = None
         self.reply: Reply | None = None
@@ -711,3 +714,30 @@ async def stream(
         await exchange.start(200, headers)
         await exchange.piece(head)
     await exchange.piece(tail(), more=False)
+
+
+async def stream_copied(
+    exchange: Exchange,
+    reply: Reply,
+    headers: Headers,
+    head: bytes,
+    encode: Callable[[bytes], bytes],
+    tail: Callable[[], bytes],
+) -> None:
+    """Send what *encode* makes of what PostgreSQL copies; *tail* is asked when it is over."""
+    assert reply.copied is not None
+    exchange.begin_stream(reply)
+
+    async def take(piece: bytes) -> None:
+        part = encode(piece)
+        if not exchange.status:
+            part = head + part
+            await exchange.start(200, headers)
+        await exchange.piece(part)
+
+    await reply.copied.run(take)
+    part = tail()
+    if not exchange.status:
+        part = head + part
+        await exchange.start(200, headers)
+    await exchange.piece(part, more=False)

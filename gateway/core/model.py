@@ -328,6 +328,8 @@ class Call:
     """Time of a finer clock, `perf_counter`, at which the answer could be written."""
     form: str = ""
     """What rows are wanted as, where PostgreSQL itself can help: `csv`, `arrow`, or nothing."""
+    text: bool = False
+    """Rows can be written from the text of COPY as well."""
     keyed: Keyed | None = None
     """The caller's idempotency key, if it sent one."""
     must_read: bool = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from ..core.classify import Path
 from ..core.errors import (
@@ -14,12 +15,13 @@ from ..core.model import (
     ExecuteBatch,
     ExecuteMany,
     Grant,
+    Parameters,
     Principal,
     Result,
     Statement,
     TransactionMode,
 )
-from ..postgres.connection import Connection, OverBudget
+from ..postgres.connection import Answer, Connection, OverBudget
 from ..postgres.failures import (
     lost,
     sqlstate,
@@ -27,11 +29,13 @@ from ..postgres.failures import (
 from .claims import goes_first
 from .held import Opened
 from .parts import check_key, deadline_of, left, plans_of, same_plan
-from .plans import Plan, bind, rebinder
+from .plans import Bound, Plan, bind, rebinder
 from .reply import Reply, result_of
 from .targets import Lease
 from .told import after_failure, keep_state, told, too_large
 from .work import Work
+
+_COUNTED = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
 
 
 class Several(Opened):
@@ -175,9 +179,11 @@ class Several(Opened):
         results: list[Result] = []
         room = target.settings.response_bytes
         try:
-            if many and len(statements) > 1:
+            if (many or _counted(plans)) and len(statements) > 1:
                 await self._claim(lease, grant, deadline, plans[0])
-                done = await self._pipelined(connection, plans[0], statements, deadline, suffix)
+                done = await self._pipelined(
+                    connection, plans[0], statements, deadline, suffix, not many
+                )
                 if done is not None:
                     return done
             for plan, statement in zip(plans, statements, strict=True):
@@ -221,6 +227,7 @@ class Several(Opened):
         statements: Sequence[Statement],
         deadline: float,
         suffix: str,
+        counts: bool,
     ) -> list[Result] | None:
         """Sets of a statement that returns no rows, in one flight; `None` if it returns some."""
         first = await bind(
@@ -229,6 +236,56 @@ class Several(Opened):
         )  # fmt: skip
         if first.described.columns is not None:
             return None
+        await connection.script("SAVEPOINT pgsluice_batch", left(deadline, self._time))
+        again = rebinder(connection, first, statements[0])
+        tags: list[str] | None = None
+        try:
+            tags = await connection.run_many(
+                first.described, _lazily(again, statements), timeout=left(deadline, self._time)
+            )
+        except _OtherKind:
+            pass
+        except Exception as error:
+            if sqlstate(error) is None or lost(error):
+                raise
+            # One by one from the start, to learn which set it is.
+            await self._take_back(connection, deadline)
+            return None
+        if tags is None:
+            await self._take_back(connection, deadline)
+            sets = await self._bound(connection, plan, statements, first, deadline, suffix)
+            if sets is None:
+                return None
+            await connection.script("SAVEPOINT pgsluice_batch", left(deadline, self._time))
+            try:
+                tags = await connection.run_many(
+                    first.described, sets, timeout=left(deadline, self._time)
+                )
+            except Exception as error:
+                if sqlstate(error) is None or lost(error):
+                    raise
+                await self._take_back(connection, deadline)
+                return None
+        await connection.script("RELEASE SAVEPOINT pgsluice_batch", left(deadline, self._time))
+        if counts:
+            answers = [Answer((), tag, True) for tag in tags]
+            return [result_of(connection, first, answer, None) for answer in answers]
+        empty = Result((), (), 0, plan.classified.verb, False)
+        return [empty] * len(statements)
+
+    async def _take_back(self, connection: Connection, deadline: float) -> None:
+        await connection.script("ROLLBACK TO SAVEPOINT pgsluice_batch", left(deadline, self._time))
+
+    async def _bound(
+        self,
+        connection: Connection,
+        plan: Plan,
+        statements: Sequence[Statement],
+        first: Bound,
+        deadline: float,
+        suffix: str,
+    ) -> list[list[Any]] | None:
+        """The arguments of all sets; `None` if one of them makes another statement of it."""
         sets = []
         again = rebinder(connection, first, statements[0])
         for index, statement in enumerate(statements):
@@ -247,17 +304,24 @@ class Several(Opened):
             if bound.described is not first.described:
                 return None
             sets.append(bound.arguments)
-        await connection.script("SAVEPOINT pgsluice_batch", left(deadline, self._time))
-        try:
-            await connection.run_many(first.described, sets, timeout=left(deadline, self._time))
-        except Exception as error:
-            if sqlstate(error) is None or lost(error):
-                raise
-            # One by one from the start, to learn which set it is.
-            await connection.script(
-                "ROLLBACK TO SAVEPOINT pgsluice_batch", left(deadline, self._time)
-            )
-            return None
-        await connection.script("RELEASE SAVEPOINT pgsluice_batch", left(deadline, self._time))
-        empty = Result((), (), 0, plan.classified.verb, False)
-        return [empty] * len(statements)
+        return sets
+
+
+class _OtherKind(Exception):
+    """A set has values of other kinds than the first one."""
+
+
+def _lazily(
+    again: Callable[[Parameters], list[Any] | None], statements: Sequence[Statement]
+) -> Iterator[list[Any]]:
+    for statement in statements:
+        arguments = again(statement.parameters)
+        if arguments is None:
+            raise _OtherKind
+        yield arguments
+
+
+def _counted(plans: Sequence[Plan]) -> bool:
+    """Whether one statement runs for all sets whose tags say all that there is to say."""
+    first = plans[0]
+    return first.classified.verb in _COUNTED and all(plan is first for plan in plans)

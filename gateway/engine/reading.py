@@ -18,6 +18,7 @@ from .told import keep_state, told
 
 _NOTHING = TransactionMode()
 _COPIES = frozenset({"SELECT", "VALUES", "TABLE", "WITH"})
+_CSV, _TEXT = "FORMAT csv, HEADER true", "FORMAT text"
 _BINARY = "\n--binary"
 """Marks a statement whose times come as numbers, so that it is prepared apart."""
 
@@ -92,7 +93,8 @@ class Reads(Parts):
                 )
         else:
             bound = await bind(connection, plan, request.statement, left(deadline, self._time))
-        if call.form == "csv" and request.max_rows is None and _can_copy(plan, request, bound):
+        options = _CSV if call.form == "csv" else _TEXT if call.text else ""
+        if options and request.max_rows is None and _can_copy(plan, request, bound):
             milliseconds = max(1, int(left(until, self._time) * 1000))
             limit = f"SET LOCAL statement_timeout={milliseconds}"
             if begun:
@@ -104,7 +106,7 @@ class Reads(Parts):
                 await self._claim(lease, grant, deadline, plan, until=until, at_once=True)
             copied = Copied(
                 bound.described.columns or (),
-                self._copying(connection, plan, until),
+                self._copying(connection, plan, options, deadline, until),
                 grant.limits,
             )
             return Reply(target, copied=copied, after=lease.settle, connection=connection)
@@ -139,15 +141,21 @@ class Reads(Parts):
         lease.place = place
 
     def _copying(
-        self, connection: Connection, plan: Plan, until: float
+        self, connection: Connection, plan: Plan, options: str, deadline: float, until: float
     ) -> Callable[[Callable[[bytes], Awaitable[None]]], Awaitable[str]]:
-        sql = copy_query(_without_end(plan))
+        sql = copy_query(_without_end(plan), options)
         if connection.comment:
             sql = f"{sql}\n{connection.comment}"
 
         async def run(take: Callable[[bytes], Awaitable[None]]) -> str:
             try:
-                return await copy_out(connection, sql, take, left(until, self._time))
+                return await copy_out(
+                    connection,
+                    sql,
+                    take,
+                    left(until, self._time),
+                    first=left(deadline, self._time),
+                )
             except Exception as error:
                 said = told(error, connection)
                 if hasattr(said, "position"):

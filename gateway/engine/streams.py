@@ -200,7 +200,7 @@ class Rows:
 
 
 class Copied:
-    """CSV that PostgreSQL itself writes, passed on as it comes."""
+    """Rows as COPY writes them, passed on as they come."""
 
     def __init__(
         self,

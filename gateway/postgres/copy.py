@@ -26,13 +26,13 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def copy_query(sql: str) -> str:
-    """COPY of the rows of *sql*, as CSV with a header.
+def copy_query(sql: str, options: str) -> str:
+    """COPY of the rows of *sql*; *options* are the gateway's own.
 
     *sql* must have been prepared by itself before: so it is one statement, with nothing
     open at its end, and stays inside the parentheses.
     """
-    return f"COPY (\n{sql}\n) TO STDOUT (FORMAT csv, HEADER true)"
+    return f"COPY (\n{sql}\n) TO STDOUT ({options})"
 
 
 def copy_table(table: Sequence[str], columns: Sequence[str], options: str) -> str:
@@ -42,16 +42,29 @@ def copy_table(table: Sequence[str], columns: Sequence[str], options: str) -> st
     return f"COPY {where}{names} FROM STDIN ({options})"
 
 
-async def copy_out(connection: Connection, sql: str, take: Take, timeout: float) -> str:
+async def copy_out(
+    connection: Connection, sql: str, take: Take, timeout: float, *, first: float | None = None
+) -> str:
     """Hand what *sql* copies to *take*, piece by piece; return the command tag.
 
     PostgreSQL waits while *take* does. If *take* raises, the copy is cancelled.
+
+    Args:
+        timeout: Seconds until it must be over.
+        first: Seconds until the first piece must be there.
     """
     pieces: list[bytes] = []
     size = 0
+    end = asyncio.get_running_loop().time() + timeout
+    # Not the driver's own timeout, which makes a task for every piece.
+    limit = asyncio.timeout(timeout if first is None else min(first, timeout))
+    waiting = first is not None
 
     async def collect(piece: bytes) -> None:
-        nonlocal size
+        nonlocal size, waiting
+        if waiting:
+            waiting = False
+            limit.reschedule(end)
         pieces.append(piece)
         size += len(piece)
         if size >= _PIECE:
@@ -61,9 +74,9 @@ async def copy_out(connection: Connection, sql: str, take: Take, timeout: float)
             await take(whole)
 
     connection.unsynced = False
-    # Not the driver's own timeout, which makes a task for every piece.
-    async with asyncio.timeout(timeout):
-        tag = await connection._protocol.copy_out(sql, collect, None)
+    async with limit:
+        with connection.counter.gathering():
+            tag = await connection._protocol.copy_out(sql, collect, None)
     if pieces:
         await take(b"".join(pieces))
     return str(tag)

@@ -97,6 +97,8 @@ class TypeCatalog:
         self._facts[1009] = TypeFacts(1009, "_text", "A", 25)
         self._facts[1028] = TypeFacts(1028, "_oid", "A", 26)
         self._rows: dict[int, dict[str, Any]] = {}
+        self.changes = 0
+        """How often something was altered or dropped through these connections."""
 
     def prepare(self, settings: Any) -> None:
         """Make the codecs of one fresh connection hand types over as text."""

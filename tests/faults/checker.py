@@ -80,6 +80,7 @@ class Report:
         for name in (each.name for each in fields(self)):
             if name not in ("subject", "seed"):
                 setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.seconds = round(self.seconds, 1)
 
     def figures(self) -> dict[str, Any]:
         """Numbers only."""

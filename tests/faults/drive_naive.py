@@ -22,7 +22,7 @@ class Caller:
 
     def __init__(self, config: dict[str, Any]) -> None:
         limits = httpx2.Limits(max_connections=None)
-        self._http = httpx2.Client(base_url=config["url"], timeout=60, limits=limits)
+        self._http = httpx2.Client(base_url=config["url"], timeout=10, limits=limits)
 
     def __call__(self, operation: dict[str, Any]) -> Told:
         """Do one operation."""

@@ -22,7 +22,7 @@ def test_under_every_fault_nothing_is_lost_doubled_or_misreported_and_the_naive_
     capsys: Any, record_property: Any
 ) -> None:
     ours = run("pgsluice", 1_500, SEED)
-    naive = run("naive", 3_000, SEED)
+    naive = run("naive", 2_000, SEED)
     record_property("figures", [ours.figures(), naive.figures()])
     with capsys.disabled():
         sys.stdout.write(f"\n{table([ours, naive])}\n")

@@ -44,7 +44,7 @@ def shared(database: Database) -> Database:
 @pytest.fixture
 def three(shared: Database) -> Iterator[House]:
     # HAProxy asks every second, and believes the second answer.
-    with house(shared, budget=BUDGET, proxy=True, SERVER__DRAIN_DELAY="3") as it:
+    with house(shared, budget=BUDGET, proxy=True, SERVER__DRAIN_DELAY="6") as it:
         it.await_limits(3, 3, 2)
         yield it
 
@@ -77,6 +77,8 @@ class Holder(threading.Thread):
         self._token = token
         self.ended = 0
         self.gone: list[str] = []
+        self.refused: list[str] = []
+        """Transactions that never began."""
         self.strange: list[str] = []
         self.stop = threading.Event()
         self._one_more = threading.Semaphore(0)
@@ -102,6 +104,7 @@ class Holder(threading.Thread):
     def _transaction(self, client: httpx2.Client) -> None:
         begun = client.post("/transactions", json={})
         if begun.status_code != 201:
+            self.refused.append(begun.text)
             return
         transaction = begun.json()["transaction"]
         for _ in range(4):

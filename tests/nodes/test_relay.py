@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from gateway.cli.token import token_for
 from gateway.core import nodes
 from gateway.core.model import Principal
 from gateway.core.sigv4 import RawRequest
+from gateway.core.transaction import TransactionIds
 from gateway.settings import NodesSettings, Settings, TokenSettings
 from tests.fix_gateway import MASTER, RESOURCE, SECRET, Gateway, running, settings_for, until
 from tests.fix_network import Proxy
@@ -278,10 +280,14 @@ def test_the_owner_decides_by_its_own_rules(database: Database) -> None:
         assert pair.far.execute("select 1", transaction=transaction)["rows"] == [[1]]
 
 
-def vouched(pair: Pair, body: bytes, *, key: bytes, to: str) -> dict[str, str]:
-    request = RawRequest("POST", b"/execute", b"", [(b"content-type", b"application/json")], body)
-    import time
+def boot_of(transaction: str) -> str:
+    said = TransactionIds(MASTER, boot=bytes(6)).read(transaction)
+    assert said is not None
+    return said.boot.hex()
 
+
+def vouched(body: bytes, *, key: bytes, to: str) -> dict[str, str]:
+    request = RawRequest("POST", b"/execute", b"", [(b"content-type", b"application/json")], body)
     voucher = nodes.vouch(
         key, request, Principal("key", "tester"), None, to=to, now=time.time(), nonce="once"
     )
@@ -290,26 +296,18 @@ def vouched(pair: Pair, body: bytes, *, key: bytes, to: str) -> dict[str, str]:
 
 def test_a_voucher_of_a_stranger_is_refused_and_a_good_one_serves_once(pair: Pair) -> None:
     transaction = begin(pair.far)
-    raw = nodes_boot(transaction)
+    boot = boot_of(transaction)
     body = json.dumps({"sql": "select 1", "transaction": transaction}).encode()
     statuses = []
     with httpx2.Client(base_url=pair.far.url) as http:
         # The headers of the client are signed, too: it sends none of its own.
         http.headers.clear()
         for key in (nodes.node_key(b"x" * 32), nodes.node_key(MASTER), nodes.node_key(MASTER)):
-            head = vouched(pair, body, key=key, to=raw)
+            head = vouched(body, key=key, to=boot)
             statuses.append(http.post("/execute", content=body, headers=head).status_code)
-        other = vouched(pair, body, key=nodes.node_key(MASTER), to="00" * 6)
+        other = vouched(body, key=nodes.node_key(MASTER), to="00" * 6)
         statuses.append(http.post("/execute", content=body, headers=other).status_code)
     assert statuses == [401, 200, 401, 401]
-
-
-def nodes_boot(transaction: str) -> str:
-    from gateway.core.transaction import TransactionIds
-
-    said = TransactionIds(MASTER, boot=bytes(6)).read(transaction)
-    assert said is not None
-    return said.boot.hex()
 
 
 def test_who_does_not_know_the_key_is_no_node(database: Database) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli import embedded
 from tests.deploy.test_validators import cfn_lint
+from tests.fix_gateway import until
 from tests.fix_tools import debian
 
 pytestmark = pytest.mark.process
@@ -41,34 +44,34 @@ def write(home: Path, kind: str) -> list[str]:
     return rest
 
 
+def answers_on(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
     """Where somebody stands who has typed `make run` in another shell."""
     folder = Path(tempfile.mkdtemp(prefix="pgsluice-tutorial-"))
     folder.chmod(0o711)
     (folder / "client").symlink_to(ROOT / "client")
-    serving = [sys.executable, "-m", "gateway", "dev", "--port", "0", "--admin-port", "0"]
-    log = folder / "log"
+    port, log = embedded.free_port(), folder / "log"
+    serving = [sys.executable, "-m", "gateway", "dev", "--port", str(port), "--admin-port", "0"]
     with log.open("w") as output:
         process = subprocess.Popen(
             [*serving, "--data", str(folder / ".pgsluice")],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=output,
-            text=True,
         )
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "listens on" in line:
-                break
-        else:
-            raise AssertionError(log.read_text())
+        until(lambda: process.poll() is not None or answers_on(port), "nothing listens")
+        assert process.poll() is None, log.read_text()
         yield folder
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()
         shutil.rmtree(folder)
 
 
@@ -92,13 +95,13 @@ def test_what_is_asked_in_the_shell_is_answered(answers: list[str]) -> None:
     )
     assert who["subject"] == "dev"
     assert len(read["rows"]) == 2
-    assert made["command"] == "CREATE"
+    assert made["command"] == "CREATE TABLE"
     assert wrote["rows"] == [[1]]
     facts = ("sqlstate", "column", "outcome", "retry")
     assert [refused[name] for name in facts] == ["23502", "text", "not_executed", "never"]
     assert batch["results"][1]["rows"] == [["hello!"]]
     assert deleted["row_count"] == 1
-    assert rolled_back["outcome"] == "rolled_back"
+    assert rolled_back == {"status": "rolled_back"}
 
 
 def run(home: Path, *command: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import orjson
@@ -10,11 +11,12 @@ import orjson
 from ...core.errors import GatewayError, NotAcceptable
 from ...core.formats import arrow, csv
 from ...core.formats.accept import ALL, Form, negotiate
+from ...core.formats.copied import json_rows as copied_rows
 from ...core.formats.json import Rows, Shape, maker
 from ...core.formats.ndjson import lines
 from ...core.model import Column, OpenTransaction
 from ...engine.engine import Reply
-from ..dialect import Exchange
+from ..dialect import Exchange, stream_copied
 from ..wire import Headers
 from . import codec
 
@@ -36,6 +38,7 @@ def accept(exchange: Exchange) -> None:
         NotAcceptable: Nothing the caller accepts can be produced.
     """
     asked = [value for name, value in exchange.raw if name == b"accept"]
+    exchange.call.text = True
     if not asked:
         return
     text = b",".join(asked).decode("latin-1")
@@ -48,6 +51,7 @@ def accept(exchange: Exchange) -> None:
         raise NotAcceptable("nothing that is accepted can be produced here", hint=hint)
     if form is not Form.JSON:
         exchange.call.form = form.name.lower()
+        exchange.call.text = form in (Form.NDJSON, Form.FRAMES)
 
 
 class End(NamedTuple):
@@ -168,7 +172,10 @@ async def write_answer(exchange: Exchange, asked: codec.ExecuteAs, reply: Reply)
     form = Form[exchange.call.form.upper()] if exchange.call.form else Form.JSON
     headers, shape = _TYPES[form], asked.shape
     if reply.copied is not None:
-        await _pass_on(exchange, reply, headers)
+        if form is Form.CSV:
+            await _pass_on(exchange, reply, headers)
+        else:
+            await _write_copied(exchange, reply, form, shape)
         return
     result = reply.result
     if result is not None and form is Form.JSON:
@@ -222,6 +229,26 @@ async def _pass_on(exchange: Exchange, reply: Reply, headers: Headers) -> None:
 
     await reply.copied.run(take)
     await exchange.piece(ends.rest(), more=False)
+
+
+async def _write_copied(exchange: Exchange, reply: Reply, form: Form, shape: Shape) -> None:
+    """JSON of what PostgreSQL copies."""
+    assert reply.copied is not None
+    columns = reply.copied.columns
+    writer: Writer = _WRITERS[form](columns, shape)
+    if form is not Form.JSON:
+        shape = shape._replace(objects=form is Form.NDJSON)
+    rows = copied_rows(columns, shape, lines=form is not Form.JSON)
+    head = writer.head()
+    if form is Form.FRAMES:
+        exchange.last_words = _last_words
+    tail = partial(_tail_of_copied, writer, reply)
+    await stream_copied(exchange, reply, _TYPES[form], head, rows.feed, tail)
+
+
+def _tail_of_copied(writer: Writer, reply: Reply) -> bytes:
+    assert reply.copied is not None
+    return writer.tail(End(reply.copied.count, "SELECT", transaction=reply.transaction))
 
 
 def _last_words(error: GatewayError) -> bytes:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ...core.formats import copied
 from ...core.model import ArrayKind, Column, Kind
 
 Rows = Sequence[Sequence[Any]]
@@ -425,3 +426,77 @@ def formatted_encoder(
         return _encode(_encode(objects)[1:-1].decode())[1:-1]
 
     return encode
+
+
+# -- the same from the text of COPY --------------------------------------------------------
+
+_APART = b',"\\u0000",'
+"""Stands between the values of a jsonb column while they are compacted at once: no jsonb holds
+that string, and nowhere else can these characters follow each other."""
+
+
+def _compact_inside(values: copied.Values, clear: bool) -> copied.Values | None:
+    bare = copied.bare_json(values, clear)
+    if bare is None:
+        return None
+    try:
+        whole: bytes = msgspec.json.format(b"[" + _APART.join(bare) + b"]", indent=-1)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    joined = whole[1:-1].replace(_APART, b"\0")
+    if joined.count(b"\0") != len(values) - 1:
+        return None
+    if b"\\" in joined:
+        joined = joined.replace(b"\\", b"\\\\")
+    return joined.replace(b'"', b'\\"').split(b"\0")
+
+
+def _utc_inside(values: copied.Values, clear: bool) -> copied.Values | None:
+    joined = b"\t".join(values) + b"\t"
+    if joined.count(b"+00\t") != len(values):
+        return None
+    return joined[:-4].split(b"+00\t")
+
+
+_floats_inside = copied.floats(_encode)
+
+
+_LONG, _TEXTUAL = b'{"longValue":', b'{"stringValue":"'
+_COPIED: dict[CellKind, tuple[bytes, bytes, Any, bytes]] = {
+    Kind.BOOL: (b'{"booleanValue":', b"}", copied.words, b"t"),
+    Kind.INT: (_LONG, b"}", copied.as_it_is, b"0"),
+    Kind.FLOAT8: (b'{"doubleValue":', b"}", _floats_inside, b"0"),
+    Kind.FLOAT4: (b'{"doubleValue":', b"}", _floats_inside, b"0"),
+    Kind.NUMERIC: (_TEXTUAL, b'"}', copied.as_it_is, b""),
+    Kind.TEXT: (_TEXTUAL, b'"}', copied.text, b""),
+    Kind.JSON: (_TEXTUAL, b'"}', _compact_inside, b"0"),
+    Kind.BYTEA: (b'{"blobValue":"', b'"}', copied.base64, b"\\\\x"),
+    Kind.DATE: (_TEXTUAL, b'"}', copied.as_it_is, b""),
+    Kind.TIMESTAMP: (_TEXTUAL, b'"}', copied.as_it_is, b""),
+    Kind.TIMESTAMPTZ: (_TEXTUAL, b'"}', _utc_inside, b"+00"),
+}
+
+
+def copied_cells(columns: Sequence[Column], choices: Choices) -> list[copied.Cell]:
+    """How the values that COPY gives are written; arrays are not among them."""
+    return [
+        _copied_cell(column, kind, choices)
+        for column, kind in zip(columns, cell_kinds(columns), strict=True)
+    ]
+
+
+def _copied_cell(column: Column, kind: CellKind, choices: Choices) -> copied.Cell:
+    encode = row_encoder((kind,), choices)
+    read = copied.read_as_driver(kind) if isinstance(kind, Kind) else str
+
+    def one(value: str) -> bytes:
+        return encode([(read(value),)])[1:-1]
+
+    before, behind, many, sample = _COPIED.get(kind, (b"", b"", copied.never, b""))
+    if kind is Kind.INT and choices.long_return == "STRING":
+        before, behind = _TEXTUAL, b'"}'
+    if (kind is Kind.NUMERIC and choices.decimal_return == "DOUBLE_OR_LONG") or (
+        column.type == "json"
+    ):
+        many = copied.never  # of a json, any string may be part
+    return copied.Cell(before, behind, b'{"isNull":true}', many, one, sample)

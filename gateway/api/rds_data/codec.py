@@ -19,6 +19,7 @@ from math import isfinite
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.structs import astuple
 
 from ...core.errors import InvalidParameter, InvalidRequest
 from ...core.model import Ask, Begin, Column, End, Execute, Result, Statement, Typed
@@ -236,9 +237,10 @@ def read_batch(body: bytes) -> BatchOfSets:
     ask = _ask(request, request.database)
     sql = _sql(request.sql)
     sets: list[SetOfParameters] = []
+    names: set[str] = set()
     for index, parameters in enumerate(request.parameterSets or ()):
         try:
-            sets.append(_values(parameters))
+            sets.append(_values(parameters, names))
         except InvalidParameter as error:
             error.statement = index
             raise
@@ -261,8 +263,12 @@ def read_end(body: bytes, commit: bool) -> End:
 _NO_OPTIONS = _ResultSetOptions()
 
 
-def _values(parameters: list[_Parameter] | None) -> SetOfParameters:
-    """Values by name; no parameters at all are `None`, so that nothing is rewritten."""
+def _values(parameters: list[_Parameter] | None, good: set[str] | None = None) -> SetOfParameters:
+    """Values by name; no parameters at all are `None`, so that nothing is rewritten.
+
+    Args:
+        good: Names that were looked at before, of a request with many sets.
+    """
     if not parameters:
         return None
     values: dict[str, Any] = {}
@@ -270,10 +276,13 @@ def _values(parameters: list[_Parameter] | None) -> SetOfParameters:
         name = parameter.name
         if name is None:
             raise InvalidParameter("A parameter has no name", field="parameters.name")
-        if not _NAME.fullmatch(name):
-            raise InvalidParameter(
-                f"Named parameter syntax is invalid, input: {name[:100]}", field=name[:100]
-            )
+        if good is None or name not in good:
+            if not _NAME.fullmatch(name):
+                raise InvalidParameter(
+                    f"Named parameter syntax is invalid, input: {name[:100]}", field=name[:100]
+                )
+            if good is not None:
+                good.add(name)
         if name in values:
             raise InvalidParameter(f'Parameter "{name}" is given more than once', field=name)
         values[name] = _value(name, parameter)
@@ -284,15 +293,7 @@ def _value(name: str, parameter: _Parameter) -> Any:
     field = parameter.value
     if field is None:
         raise InvalidParameter(f'Parameter "{name}" has no value', field=name)
-    given = 7 - (
-        field.isNull,
-        field.booleanValue,
-        field.longValue,
-        field.doubleValue,
-        field.stringValue,
-        field.blobValue,
-        field.arrayValue,
-    ).count(None)
+    given = 7 - astuple(field).count(None)
     if given != 1 or field.isNull is False:
         problem = "no field set" if given == 0 else "more than one field set"
         if given == 1:

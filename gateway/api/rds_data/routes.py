@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ...core.errors import GatewayError, InvalidRequest, TransactionBusy
+from ...core.formats import copied
 from ...core.model import Begin, Call, Column, End, Execute, ExecuteMany, Principal, Result
 from ...engine.engine import Engine, Reply
 from ...engine.targets import Target
-from ..dialect import Dialect, Exchange, Operation, Route, Server, stream
+from ..dialect import Dialect, Exchange, Operation, Route, Server, stream, stream_copied
 from ..wire import Headers
 from . import codec, compat
+from .cells import copied_cells
 from .continued import continued
 from .metadata import (
     COLUMN_FACTS_SQL,
@@ -79,6 +81,7 @@ async def _execute(engine: Engine, who: Principal, asked: Asked, call: Call) -> 
     if aws:
         request = compat.check_execute(request)
         _check_idle(engine, who, request.transaction)
+    call.text = not aws and not options.format_json
     if aws or options.format_json:
         call.vet = partial(_vet, options, aws)
 
@@ -166,6 +169,8 @@ async def _write_execute(exchange: Exchange, asked: Asked, reply: Reply) -> None
         columns = result.columns
     elif reply.rows is not None:
         columns = reply.rows.columns
+    elif reply.copied is not None:
+        columns = reply.copied.columns
     metadata = None
     if options.include_metadata and columns and not options.format_json:
         metadata = await _metadata(exchange.server.engine, reply, columns)
@@ -174,6 +179,10 @@ async def _write_execute(exchange: Exchange, asked: Asked, reply: Reply) -> None
         await exchange.send(200, _JSON, body)
         return
     frame = codec.frame(columns, options, metadata)
+    if reply.copied is not None:
+        rows = copied.Rows(copied_cells(columns, options.choices), copied.ARRAYS)
+        await stream_copied(exchange, reply, _JSON, frame.head, rows.feed, lambda: frame.tail)
+        return
     await stream(exchange, reply, _JSON, frame.head, frame.rows, lambda: frame.tail)
 
 
