@@ -241,7 +241,10 @@ class Several(Opened):
         tags: list[str] | None = None
         try:
             tags = await connection.run_many(
-                first.described, _lazily(again, statements), timeout=left(deadline, self._time)
+                first.described,
+                _lazily(again, statements),
+                timeout=left(deadline, self._time),
+                tags=counts,
             )
         except _OtherKind:
             pass
@@ -259,7 +262,7 @@ class Several(Opened):
             await connection.script("SAVEPOINT pgsluice_batch", left(deadline, self._time))
             try:
                 tags = await connection.run_many(
-                    first.described, sets, timeout=left(deadline, self._time)
+                    first.described, sets, timeout=left(deadline, self._time), tags=counts
                 )
             except Exception as error:
                 if sqlstate(error) is None or lost(error):

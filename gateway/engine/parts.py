@@ -443,7 +443,7 @@ def same_plan(target: Target, grant: Grant, statements: Sequence[Statement]) -> 
     known: set[Any] = set()
     for index, statement in enumerate(statements):
         values = statement.parameters
-        names = frozenset(values) if isinstance(values, dict) else type(values)
+        names = tuple(values) if isinstance(values, dict) else type(values)
         if names in known:
             continue
         try:

@@ -506,9 +506,9 @@ class Connection(asyncpg.Connection):
         return Answer(rows, tag, bool(complete))
 
     async def run_many(
-        self, described: Described, sets: Iterable[Sequence[Any]], *, timeout: float
+        self, described: Described, sets: Iterable[Sequence[Any]], *, timeout: float, tags: bool
     ) -> list[str]:
-        """Execute once for each of *sets*, pipelined; return their command tags.
+        """Execute once for each of *sets*, pipelined; return their command tags, if asked for.
 
         A set is asked for when it can be sent, so PostgreSQL works meanwhile. What that raises
         is raised here. Rows are thrown away.
@@ -516,7 +516,7 @@ class Connection(asyncpg.Connection):
         await self._send_first(timeout)
         counter = self.counter
         came: list[bytes] = []
-        counter.recorded = came
+        counter.recorded = came if tags else None
         try:
             await self._protocol.bind_execute_many(described.state, sets, "", timeout, False)
         finally:
