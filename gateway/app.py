@@ -103,6 +103,7 @@ class App:
         self._greeted: NodeRoutes | None = None
         if self.nodes is not None:
             self.server.relay = Relay(self.nodes)
+            self.transactions.asks_others = True
             self.server.identifier.believe = self.nodes.believe
             self._greeted = NodeRoutes(self.server, self.nodes)
         self._native = native(self.server)

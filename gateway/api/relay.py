@@ -71,8 +71,9 @@ class Relay:
                 owner, self._request(exchange, body), identified.principal, signed
             ) as answer:
                 await _hand_back(exchange, answer)
-        except Unreachable:
-            self.nodes.gone(owner)
+        except Unreachable as error:
+            if error.refused:
+                self.nodes.gone(owner)
             return False
         except Lost:
             raise _lost(exchange, commits) from None

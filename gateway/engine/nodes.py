@@ -23,7 +23,7 @@ from ..core import nodes
 from ..core.errors import Unauthenticated
 from ..core.iam import Seen
 from ..core.model import Principal
-from ..core.nodes import NONCE_BYTES, PROOF, SKEW, Roster, Told
+from ..core.nodes import NONCE_BYTES, PROOF, SKEW, VANISHED, Roster, Told
 from ..core.sigv4 import RawRequest
 from ..core.transaction import TransactionIds
 from ..providers.node import Address, Answer, Lost, Unreachable, ask
@@ -36,13 +36,14 @@ _chance = random.Random()
 PATH = "/nodes"
 """Where nodes greet each other."""
 MAX_GREETING = 65_536
-_CONNECT = 1.0
+_CONNECT = 2.0
 """Seconds. Nodes are near each other; one that takes longer is not there."""
-_GREETING = 2.0
+_GREETING = 4.0
 _AGAIN = 0.1
 """Seconds to the next round while others have not yet made room."""
 _RECENT = 0.5
-"""Seconds for which a node that nobody found is not looked for again."""
+"""Seconds for which a node that was looked for in vain is not looked for again."""
+_MISSED_KEPT = 1_000
 _REST = 40.0
 """Seconds on top of the longest statement: a COMMIT has limits of its own."""
 
@@ -83,7 +84,10 @@ class Nodes:
         self._seen = Seen(keep=2 * SKEW, most=1_000_000)
         self._tls = _tls(settings)
         self._round: asyncio.Task[None] | None = None
-        self._ended = -_RECENT
+        self._mute: dict[Address, float] = {}
+        """Where somebody takes connections and says nothing, since when: it may hold a lot."""
+        self._missed: dict[str, float] = {}
+        """Nodes that were looked for in vain, and when."""
         self._runner: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self.patience = _REST + max(
@@ -95,7 +99,7 @@ class Nodes:
 
     async def start(self) -> None:
         """Meet the others, and take one connection of each target where there is one left."""
-        await self.look(again=True)
+        await self._look()
 
     def listens(self) -> None:
         """From now on the others can ask this node, so it may have its whole share."""
@@ -106,7 +110,7 @@ class Nodes:
         """Tell the others that this node gives back what it holds."""
         self.draining = True
         if self._runner is not None:
-            await self.look(again=True)
+            await self._look()
 
     def close(self) -> None:
         """Ask nobody any more."""
@@ -116,7 +120,7 @@ class Nodes:
 
     async def _run(self) -> None:
         while True:
-            await self.look(again=True)
+            await self._look()
             pause = self._settings.refresh * _chance.uniform(0.8, 1.0)
             if self._waits_for_room():
                 pause = min(pause, _AGAIN)
@@ -125,15 +129,9 @@ class Nodes:
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
 
-    async def look(self, *, again: bool = False) -> None:
-        """Ask all others, or wait until somebody who is asking them has done so.
-
-        Args:
-            again: Ask even if they were asked a moment ago.
-        """
+    async def _look(self) -> None:
+        """Ask all others, or wait until somebody who is asking them has done so."""
         if self._round is None or self._round.done():
-            if not again and self._loop.time() < self._ended + _RECENT:
-                return
             self._round = self._loop.create_task(self._ask_all())
         await asyncio.shield(self._round)
 
@@ -141,8 +139,9 @@ class Nodes:
         addresses = [each for each in await self._addresses() if each not in self._myself]
         await asyncio.gather(*(self._greet(each) for each in addresses))
         self.roster.clear(self._loop.time())
-        self._ended = self._loop.time()
-        self._apply(grow=True)
+        now = self._loop.time()
+        self._mute = {each: since for each, since in self._mute.items() if each in addresses}
+        self._apply(grow=all(since + VANISHED < now for since in self._mute.values()))
 
     async def _addresses(self) -> list[Address]:
         found: dict[Address, None] = {}
@@ -181,11 +180,14 @@ class Nodes:
                 if not nodes.is_greeted_back(self._keys, proof, said, nonce):
                     return
         except Unreachable as error:
+            self._mute.pop(address, None)
             if error.refused:
                 self.roster.silent(address, self._loop.time())
             return
         except (Lost, TimeoutError):
+            self._mute.setdefault(address, self._loop.time())
             return
+        self._mute.pop(address, None)
         told = nodes.read_told(said)
         if told.boot == self.boot:
             self._myself.add(address)
@@ -249,9 +251,13 @@ class Nodes:
     async def find(self, boot: str) -> Owner | None:
         """Where the node *boot* answers; `None` if it is gone."""
         address = self.roster.find(boot)
-        if address is None:
-            await self.look()
+        if address is None and self._missed.get(boot, -_RECENT) + _RECENT < self._loop.time():
+            await self._look()
             address = self.roster.find(boot)
+            if address is None:
+                self._missed[boot] = self._loop.time()
+                if len(self._missed) > _MISSED_KEPT:
+                    self._missed.pop(next(iter(self._missed)))
         return Owner(boot, address) if isinstance(address, Address) else None
 
     def others(self) -> list[Owner]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from ..core.classify import Path
+from ..core.formats import arrow_copied
 from ..core.model import Call, Execute, Grant, Kind, TransactionMode
 from ..postgres.connection import Connection
-from ..postgres.copy import copy_out, copy_query
+from ..postgres.copy import copy_of, copy_out, copy_query
 from .claims import goes_first
 from .parts import Parts, left, stream_end
 from .plans import Bound, Plan, bind
@@ -85,16 +86,10 @@ class Reads(Parts):
         if begun:
             await connection.begin(_NOTHING, left(deadline, self._time), write=False)
         await self._claim(lease, grant, deadline, plan, until=until)
-        binary = call.form == "arrow" and not request.statement.parameters
-        if binary:
-            with connection.binary_times():
-                bound = await bind(
-                    connection, plan, request.statement, left(deadline, self._time), suffix=_BINARY
-                )
-        else:
-            bound = await bind(connection, plan, request.statement, left(deadline, self._time))
-        options = _CSV if call.form == "csv" else _TEXT if call.text else ""
-        if options and request.max_rows is None and _can_copy(plan, request, bound):
+        bound = await bind(connection, plan, request.statement, left(deadline, self._time))
+        copied = (call.text or call.form == "csv") and request.max_rows is None
+        if copied and _can_copy(plan, request, bound):
+            query = _copying(plan, bound, call)
             milliseconds = max(1, int(left(until, self._time) * 1000))
             limit = f"SET LOCAL statement_timeout={milliseconds}"
             if begun:
@@ -104,12 +99,17 @@ class Reads(Parts):
                     _NOTHING, left(deadline, self._time), write=False, then=limit
                 )
                 await self._claim(lease, grant, deadline, plan, until=until, at_once=True)
-            copied = Copied(
+            rows_copied = Copied(
                 bound.described.columns or (),
-                self._copying(connection, plan, options, deadline, until),
+                self._copied(connection, query, deadline, until),
                 grant.limits,
             )
-            return Reply(target, copied=copied, after=lease.settle, connection=connection)
+            return Reply(target, copied=rows_copied, after=lease.settle, connection=connection)
+        if call.form == "arrow" and not request.statement.parameters:
+            with connection.binary_times():
+                bound = await bind(
+                    connection, plan, request.statement, left(deadline, self._time), suffix=_BINARY
+                )
         if not begun:
             await connection.begin(_NOTHING, left(deadline, self._time), write=False)
         portal = await connection.open_portal(
@@ -140,10 +140,9 @@ class Reads(Parts):
             call.queued += self._time() - entered
         lease.place = place
 
-    def _copying(
-        self, connection: Connection, plan: Plan, options: str, deadline: float, until: float
+    def _copied(
+        self, connection: Connection, sql: str, deadline: float, until: float
     ) -> Callable[[Callable[[bytes], Awaitable[None]]], Awaitable[str]]:
-        sql = copy_query(_without_end(plan), options)
         if connection.comment:
             sql = f"{sql}\n{connection.comment}"
 
@@ -179,6 +178,16 @@ def _can_copy(plan: Plan, request: Execute, bound: Bound) -> bool:
         and bool(columns)
         and all(isinstance(column.kind, Kind) for column in columns or ())
     )
+
+
+def _copying(plan: Plan, bound: Bound, call: Call) -> str:
+    """The COPY for the form that the caller wants."""
+    sql = _without_end(plan)
+    if call.form == "csv":
+        return copy_query(sql, _CSV)
+    if call.form == "arrow":
+        sql = copy_of(sql, arrow_copied.expressions(bound.described.columns or ()))
+    return copy_query(sql, _TEXT)
 
 
 def _without_end(plan: Plan) -> str:

@@ -35,6 +35,12 @@ def copy_query(sql: str, options: str) -> str:
     return f"COPY (\n{sql}\n) TO STDOUT ({options})"
 
 
+def copy_of(sql: str, expressions: Sequence[str]) -> str:
+    """A query of *expressions* of `c0, c1, …`, the columns of *sql*; as `copy_query` has it."""
+    names = ",".join(f"c{index}" for index in range(len(expressions)))
+    return f"SELECT {','.join(expressions)} FROM (\n{sql}\n) AS pgsluice({names})"
+
+
 def copy_table(table: Sequence[str], columns: Sequence[str], options: str) -> str:
     """COPY into *table*, its name in parts; *options* are the gateway's own."""
     names = f" ({', '.join(map(quoted, columns))})" if columns else ""

@@ -122,6 +122,7 @@ def test_after_an_error_only_a_rollback_helps(
         cursor.execute("select 1")
     connection.rollback()
     assert cursor.execute(f"select count(*) from {table}").fetchone() == (0,)
+    connection.rollback()  # else the table is in use when it is dropped
 
 
 def test_autocommit_makes_each_statement_permanent(

@@ -295,7 +295,7 @@ def test_many_rows_are_read_in_constant_memory(db: pgsluice.Client) -> None:
     try:
         total = 0
         with db.stream(
-            "select n, repeat('x', 50) from generate_series(1, 200000) n", read_only=True
+            "select n, repeat('x', 50) from generate_series(1, 80000) n", read_only=True
         ) as rows:
             assert [column.name for column in rows.columns] == ["n", "repeat"]
             for n, _ in rows:
@@ -306,15 +306,15 @@ def test_many_rows_are_read_in_constant_memory(db: pgsluice.Client) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert total == 200_000 * 200_001 // 2
-    assert (rows.row_count, rows.command) == (200_000, "SELECT")
+    assert total == 80_000 * 80_001 // 2
+    assert (rows.row_count, rows.command) == (80_000, "SELECT")
     assert peak - early < 4 << 20
 
 
 def test_a_stream_that_is_left_early_stops_its_statement(
     db: pgsluice.Client, shared_gateway: Gateway
 ) -> None:
-    with db.stream("select n from generate_series(1, 100000000) n /* left early */") as rows:
+    with db.stream("select generate_series(1, 100000000) /* left early */") as rows:
         assert next(rows) == (1,)
     running = (
         "select count(*) from pg_stat_activity where query like '%/* left early */%'"

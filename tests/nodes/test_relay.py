@@ -24,7 +24,7 @@ from gateway.settings import NodesSettings, Settings, TokenSettings
 from tests.fix_gateway import MASTER, RESOURCE, SECRET, Gateway, running, settings_for, until
 from tests.fix_network import Proxy
 from tests.fix_postgres import Database
-from tests.nodes.house import free_ports
+from tests.nodes.house import Sampler, free_ports, house_database
 from tests.wire.data_api import DataApi, refused
 
 
@@ -52,15 +52,17 @@ def limit(gateway: Gateway) -> int:
 
 
 @contextmanager
-def two(database: Database, far: Settings | None = None) -> Iterator[Pair]:
-    settings = settings_for(database, max_connections=8, max_open_transactions=6)
+def two(
+    database: Database, far: Settings | None = None, near: Settings | None = None
+) -> Iterator[Pair]:
+    settings = near or settings_for(database, max_connections=8, max_open_transactions=6)
     one, other = free_ports(2)
     with (
-        running(among(settings, one, one, other), database) as near,
+        running(among(settings, one, one, other), database) as asked,
         running(among(far or settings, other, one, other), database) as it,
     ):
-        until(lambda: limit(near) == limit(it) == 4, "they never met")
-        yield Pair(near, it, database)
+        until(lambda: limit(asked) == limit(it) == 4, "they never met")
+        yield Pair(asked, it, database)
 
 
 @pytest.fixture(scope="module")
@@ -410,3 +412,24 @@ def test_a_transaction_of_a_node_that_is_gone_is_gone(database: Database) -> Non
             assert "The node that held it is gone" in answer.json()["detail"]
             assert http.post(f"/transactions/{transaction}/commit").status_code == 410
         until(lambda: limit(near) == 8, "its part of the budget was never taken over")
+
+
+def test_what_the_connection_limit_of_the_role_refuses_waits_in_the_queue(
+    database: Database,
+) -> None:
+    limited = house_database(database, limit=2)
+    settings = settings_for(limited, max_connections=8)
+    answers: list[Any] = []
+    with Sampler(limited) as sampler, two(limited, settings, settings) as pair:
+        threads = [
+            threading.Thread(
+                target=lambda each=each: answers.append(each.execute("select 7 from pg_sleep(0.1)"))
+            )
+            for each in [pair.near, pair.far] * 6
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [each["rows"] for each in answers] == [[[7]]] * 12
+    assert 1 <= sampler.most <= 2

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from ...core.errors import GatewayError, NotAcceptable
-from ...core.formats import arrow, csv
+from ...core.formats import arrow, arrow_copied, csv
 from ...core.formats.accept import ALL, Form, negotiate
 from ...core.formats.copied import json_rows as copied_rows
 from ...core.formats.json import Rows, Shape, maker
@@ -51,7 +51,7 @@ def accept(exchange: Exchange) -> None:
         raise NotAcceptable("nothing that is accepted can be produced here", hint=hint)
     if form is not Form.JSON:
         exchange.call.form = form.name.lower()
-        exchange.call.text = form in (Form.NDJSON, Form.FRAMES)
+        exchange.call.text = form is not Form.CSV
 
 
 class End(NamedTuple):
@@ -232,9 +232,14 @@ async def _pass_on(exchange: Exchange, reply: Reply, headers: Headers) -> None:
 
 
 async def _write_copied(exchange: Exchange, reply: Reply, form: Form, shape: Shape) -> None:
-    """JSON of what PostgreSQL copies."""
+    """JSON or Arrow of what PostgreSQL copies."""
     assert reply.copied is not None
     columns = reply.copied.columns
+    if form is Form.ARROW:
+        batches = arrow_copied.Writer(columns)
+        head = batches.head()
+        await stream_copied(exchange, reply, _TYPES[form], head, batches.feed, batches.tail)
+        return
     writer: Writer = _WRITERS[form](columns, shape)
     if form is not Form.JSON:
         shape = shape._replace(objects=form is Form.NDJSON)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from ..errors import GatewayError
 from ..model import ArrayKind, Column, Kind
-from .json import Rows
+from .json import Rows, read_bytea
 
 ROWS = 1 << 12
 """Rows of a record batch at the most."""
@@ -51,100 +51,102 @@ def available() -> bool:
     return find_spec("nanoarrow") is not None
 
 
-class _Made(NamedTuple):
+class Made(NamedTuple):
     """The buffers of one column: validity first, `None` if nothing is NULL."""
 
     nulls: int
     buffers: list[Any]
-    child: _Made | None = None
+    child: Made | None = None
     child_length: int = 0
 
 
-_Build = Callable[[Sequence[Any]], _Made]
+Build = Callable[[Sequence[Any]], Made]
 
 
-def _bits(values: Sequence[Any]) -> bytes:
+def bits(values: Sequence[Any]) -> bytes:
     """One bit for each value that is true, the first in the lowest."""
     text = "".join(["1" if value else "0" for value in reversed(values)])
     return int(text or "0", 2).to_bytes((len(values) + 7) // 8, "little")
 
 
-def _validity(values: Sequence[Any]) -> tuple[int, bytes | None]:
+def validity(values: Sequence[Any]) -> tuple[int, bytes | None]:
+    """How many are NULL, and one bit for each that is not."""
     nulls = values.count(None)
-    return nulls, _bits([value is not None for value in values]) if nulls else None
+    return nulls, bits([value is not None for value in values]) if nulls else None
 
 
 # Columns without NULL are the rule, and looking for one in vain costs as much as building:
 # so they are built first, and None is what makes that fail.
 
 
-def _numbers(typecode: str) -> _Build:
-    def build(values: Sequence[Any]) -> _Made:
+def _numbers(typecode: str) -> Build:
+    def build(values: Sequence[Any]) -> Made:
         try:
-            return _Made(0, [None, array(typecode, values)])
+            return Made(0, [None, array(typecode, values)])
         except TypeError:
-            nulls, valid = _validity(values)
-            return _Made(nulls, [valid, array(typecode, [value or 0 for value in values])])
+            nulls, valid = validity(values)
+            return Made(nulls, [valid, array(typecode, [value or 0 for value in values])])
 
     return build
 
 
-def _floats(values: Sequence[Any]) -> _Made:
+def _floats(values: Sequence[Any]) -> Made:
     """float4, which comes as PostgreSQL's digits."""
-    nulls, valid = _validity(values)
-    return _Made(nulls, [valid, array("f", [float(value or 0) for value in values])])
+    nulls, valid = validity(values)
+    return Made(nulls, [valid, array("f", [float(value or 0) for value in values])])
 
 
 _DIGITS = bytes([0x30, 0x31]) + bytes(254)
 
 
-def _bools(values: Sequence[Any]) -> _Made:
+def _bools(values: Sequence[Any]) -> Made:
     try:
         text = bytes(values)[::-1].translate(_DIGITS)
     except TypeError:
-        nulls, valid = _validity(values)
-        return _Made(nulls, [valid, _bits(values)])
+        nulls, valid = validity(values)
+        return Made(nulls, [valid, bits(values)])
     size = (len(values) + 7) // 8
-    return _Made(0, [None, int(text or b"0", 2).to_bytes(size, "little")])
+    return Made(0, [None, int(text or b"0", 2).to_bytes(size, "little")])
 
 
-def _offsets(lengths: Any) -> array[int]:
+def offsets(lengths: Any) -> array[int]:
+    """Where each value of these lengths begins, and where the last one ends."""
     return array("i", list(accumulate(lengths, initial=0)))
 
 
-def _text(values: Sequence[Any]) -> _Made:
+def _text(values: Sequence[Any]) -> Made:
     nulls, valid = 0, None
     try:
         text = "".join(values)
     except TypeError:
-        nulls, valid = _validity(values)
+        nulls, valid = validity(values)
         values = [value or "" for value in values]
         text = "".join(values)
     data = text.encode()
     if len(data) == len(text):
-        return _Made(nulls, [valid, _offsets(map(len, values)), data])
+        return Made(nulls, [valid, offsets(map(len, values)), data])
     pieces = [value.encode() for value in values]
-    return _Made(nulls, [valid, _offsets(map(len, pieces)), data])
+    return Made(nulls, [valid, offsets(map(len, pieces)), data])
 
 
-def _binary(values: Sequence[Any]) -> _Made:
-    nulls, valid = _validity(values)
+def _binary(values: Sequence[Any]) -> Made:
+    nulls, valid = validity(values)
     pieces = [
-        b"" if value is None else value if isinstance(value, bytes) else bytes.fromhex(value[2:])
+        b"" if value is None else value if isinstance(value, bytes) else read_bytea(value)
         for value in values
     ]
-    return _Made(nulls, [valid, _offsets(map(len, pieces)), b"".join(pieces)])
+    return Made(nulls, [valid, offsets(map(len, pieces)), b"".join(pieces)])
 
 
-def _decimal(type: str, precision: int, scale: int) -> _Build:
+def decimal(type: str, precision: int, scale: int) -> Build:
     """128-bit integers, little-endian: the digits without their point."""
 
-    def build(values: Sequence[Any]) -> _Made:
+    def build(values: Sequence[Any]) -> Made:
         nulls, valid = 0, None
         try:
             text = ",".join(values)
         except TypeError:
-            nulls, valid = _validity(values)
+            nulls, valid = validity(values)
             zero = "0" * (scale + 1)
             text = ",".join([value or zero for value in values])
         if "N" in text:  # an infinity cannot be in a numeric with a scale
@@ -156,14 +158,14 @@ def _decimal(type: str, precision: int, scale: int) -> _Build:
         except OverflowError:
             wide = [int(each) for each in digits.split(",")]
             data = b"".join([each.to_bytes(16, "little", signed=True) for each in wide])
-            return _Made(nulls, [valid, data])
+            return Made(nulls, [valid, data])
         words[0::2] = low
         if "-" in digits:
             words[1::2] = array("q", [each >> 63 for each in low])
-        return _Made(nulls, [valid, words])
+        return Made(nulls, [valid, words])
 
-    def empty_too(values: Sequence[Any]) -> _Made:
-        return build(values) if values else _Made(0, [None, b""])
+    def empty_too(values: Sequence[Any]) -> Made:
+        return build(values) if values else Made(0, [None, b""])
 
     return empty_too
 
@@ -203,17 +205,17 @@ def microseconds(text: str) -> int:
     return seconds * _MICROSECONDS + int(fraction.ljust(6, "0"))
 
 
-def _moments(type: str) -> _Build:
+def moments(type: str) -> Build:
     """Timestamps: as text, or as the driver's count of microseconds since 2000."""
     shift = _POSTGRES_EPOCH * _MICROSECONDS
 
-    def build(values: Sequence[Any]) -> _Made:
+    def build(values: Sequence[Any]) -> Made:
         try:
             try:
                 made = [value + shift for value in values]
                 nulls, valid = 0, None
             except TypeError:
-                nulls, valid = _validity(values)
+                nulls, valid = validity(values)
                 made = [
                     0 if value is None
                     else microseconds(value) if isinstance(value, str)
@@ -223,15 +225,16 @@ def _moments(type: str) -> _Build:
             # PostgreSQL's infinities are the ends of its 64 bits; the upper one overflows.
             if _MINUS_INFINITY in values:
                 raise NotRepresentable("infinity", type)
-            return _Made(nulls, [valid, array("q", made)])
+            return Made(nulls, [valid, array("q", made)])
         except OverflowError:
             raise NotRepresentable("infinity", type) from None
 
     return build
 
 
-def _dates(values: Sequence[Any]) -> _Made:
-    nulls, valid = _validity(values)
+def dates(values: Sequence[Any]) -> Made:
+    """Dates: as text, or as the driver's count of days since 2000."""
+    nulls, valid = validity(values)
     first = next((value for value in values if value is not None), None)
     try:
         if isinstance(first, str):
@@ -240,52 +243,59 @@ def _dates(values: Sequence[Any]) -> _Made:
             made = [0 if value is None else value + _POSTGRES_EPOCH_DAYS for value in values]
         if made and min(made) <= -(1 << 31) + _POSTGRES_EPOCH_DAYS:
             raise NotRepresentable("infinity", "date")
-        return _Made(nulls, [valid, array("i", made)])
+        return Made(nulls, [valid, array("i", made)])
     except OverflowError:
         raise NotRepresentable("infinity", "date") from None
 
 
-def _list(type: str, element: _Build) -> _Build:
-    def build(values: Sequence[Any]) -> _Made:
-        nulls, valid = _validity(values)
+def _list(type: str, element: Build) -> Build:
+    def build(values: Sequence[Any]) -> Made:
+        nulls, valid = validity(values)
         if nulls:
             values = [value or () for value in values]
         items = list(chain.from_iterable(values))
         if any(isinstance(item, list) for item in items):
             raise NotRepresentable("an array in several dimensions", type)
-        return _Made(nulls, [valid, _offsets(map(len, values))], element(items), len(items))
+        return Made(nulls, [valid, offsets(map(len, values))], element(items), len(items))
 
     return build
 
 
 class _Type(NamedTuple):
     schema: Any
-    build: _Build
+    build: Build
 
 
-_INTEGERS = {"int2": ("int16", "h"), "int4": ("int32", "i"), "oid": ("uint32", "I")}
+def decimal_of(kind: Kind, typmod: int) -> tuple[int, int] | None:
+    """Precision and scale of the decimal that holds a column; `None` if none does."""
+    if kind is not Kind.NUMERIC or typmod < 4:
+        return None
+    # The modifier is (precision << 16 | scale) + 4, its scale of 11 bits and signed.
+    precision, scale = (typmod - 4) >> 16 & 0xFFFF, (typmod - 4) & 0x7FF
+    return (precision, scale) if precision <= 38 and scale <= precision else None
+
+
+INTEGERS = {"int2": ("int16", "h"), "int4": ("int32", "i"), "oid": ("uint32", "I")}
 
 
 def _scalar(name: str, kind: Kind, typmod: int) -> _Type:
     import nanoarrow as na
 
     if kind is Kind.INT:
-        arrow, code = _INTEGERS.get(name, ("int64", "q"))
+        arrow, code = INTEGERS.get(name, ("int64", "q"))
         return _Type(getattr(na, arrow)(), _numbers(code))
-    if kind is Kind.NUMERIC and typmod >= 4:
-        # The modifier is (precision << 16 | scale) + 4, its scale of 11 bits and signed.
-        precision, scale = (typmod - 4) >> 16 & 0xFFFF, (typmod - 4) & 0x7FF
-        if precision <= 38 and scale <= precision:
-            return _Type(na.decimal128(precision, scale), _decimal(name, precision, scale))
+    digits = decimal_of(kind, typmod)
+    if digits is not None:
+        return _Type(na.decimal128(*digits), decimal(name, *digits))
     if kind in (Kind.TIMESTAMP, Kind.TIMESTAMPTZ):
         zone = "UTC" if kind is Kind.TIMESTAMPTZ else None
-        return _Type(na.timestamp("us", zone), _moments(name))
-    simple: dict[Kind, tuple[str, _Build]] = {
+        return _Type(na.timestamp("us", zone), moments(name))
+    simple: dict[Kind, tuple[str, Build]] = {
         Kind.BOOL: ("bool_", _bools),
         Kind.FLOAT8: ("float64", _numbers("d")),
         Kind.FLOAT4: ("float32", _floats),
         Kind.BYTEA: ("binary", _binary),
-        Kind.DATE: ("date32", _dates),
+        Kind.DATE: ("date32", dates),
     }
     arrow, build = simple.get(kind, ("string", _text))
     return _Type(getattr(na, arrow)(), build)
@@ -353,6 +363,11 @@ class Writer:
             self._writer.write_array(self._batch(part))
         return self._sink.take()
 
+    def made(self, columns: Sequence[Made], length: int) -> bytes:
+        """One record batch of columns that are built."""
+        self._writer.write_array(self._array_of(columns, length))
+        return self._sink.take()
+
     def tail(self) -> bytes:
         """The mark of the end; without it the stream is incomplete."""
         self._writer.close()
@@ -360,15 +375,19 @@ class Writer:
 
     def _batch(self, rows: Rows) -> Any:
         columns = list(zip(*rows, strict=True)) if rows else [()] * len(self._types)
+        made = [each.build(values) for each, values in zip(self._types, columns, strict=True)]
+        return self._array_of(made, len(rows))
+
+    def _array_of(self, columns: Sequence[Made], length: int) -> Any:
         children = [
-            self._array(field, each.build(values), len(rows))
-            for field, each, values in zip(self._fields, self._types, columns, strict=True)
+            self._array(field, made, length)
+            for field, made in zip(self._fields, columns, strict=True)
         ]
         return self._na.c_array_from_buffers(
-            self._schema, len(rows), [None], null_count=0, children=children, move=True
+            self._schema, length, [None], null_count=0, children=children, move=True
         )
 
-    def _array(self, schema: Any, made: _Made, length: int) -> Any:
+    def _array(self, schema: Any, made: Made, length: int) -> Any:
         children = []
         if made.child is not None:
             children = [self._array(schema.child(0), made.child, made.child_length)]

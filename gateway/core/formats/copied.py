@@ -81,17 +81,11 @@ class Rows:
 
     def feed(self, piece: bytes) -> bytes:
         """The rows that end in *piece*, with what stands between them and those before."""
-        data = self._begun + piece if self._begun else piece
-        end = data.rfind(b"\n") + 1
-        self._begun = data[end:]
-        if not end:
+        lines, self._begun = whole_lines(self._begun, piece)
+        if not lines:
             return b""
-        data = data[:end]
-        if not data.isascii():
-            data.decode()  # PostgreSQL does not look at the bytes of a database in SQL_ASCII
-        clear = b"\\" not in data
-        values = data.replace(b"\n", b"\t").split(b"\t")
-        values.pop()
+        clear = b"\\" not in lines
+        values = fields(lines)
         count = len(self._cells)
         template = self._template
         pattern = template.begin
@@ -115,7 +109,7 @@ def _made(cell: Cell, values: Values, clear: bool) -> tuple[Values, bytes, bytes
     many = cell.many(present, clear)
     if many is None:
         one, null = cell.one, cell.null
-        each = [null if value == NULL else one(_read(value)) for value in values]
+        each = [null if value == NULL else one(unescaped(value).decode()) for value in values]
         return each, b"", b""
     if not nulls:
         return many, cell.before, cell.behind
@@ -127,11 +121,33 @@ def _made(cell: Cell, values: Values, clear: bool) -> tuple[Values, bytes, bytes
     return filled, b"", b""
 
 
-def _read(value: bytes) -> str:
+def unescaped(value: bytes) -> bytes:
     """*value* as it was before COPY escaped it."""
-    if b"\\" in value:
-        value = _ESCAPE.sub(lambda found: _ESCAPED.get(found[1], found[1]), value)
-    return value.decode()
+    if b"\\" not in value:
+        return value
+    return _ESCAPE.sub(lambda found: _ESCAPED.get(found[1], found[1]), value)
+
+
+def whole_lines(begun: bytes, piece: bytes) -> tuple[bytes, bytes]:
+    """The lines that end in *piece*, of which *begun* came before, and the beginning of the next.
+
+    Raises:
+        UnicodeDecodeError: It is no text. PostgreSQL does not look at the bytes of a database
+            in SQL_ASCII.
+    """
+    data = begun + piece if begun else piece
+    end = data.rfind(b"\n") + 1
+    lines = data[:end]
+    if not lines.isascii():
+        lines.decode()
+    return lines, data[end:]
+
+
+def fields(lines: bytes) -> Values:
+    """All values of *lines*, one row after another."""
+    values = lines.replace(b"\n", b"\t").split(b"\t")
+    values.pop()
+    return values
 
 
 # -- what writes all values of a column ----------------------------------------------------
