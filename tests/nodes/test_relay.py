@@ -251,7 +251,7 @@ def test_a_statement_is_cancelled_by_way_of_another_node(pair: Pair, held_by: st
         assert http.delete(f"/statements/cancel-{held_by}").status_code == 202
         assert http.delete("/statements/nobody").status_code == 404
     thread.join()
-    assert answers[0].json()["code"] == "statement_cancelled"
+    assert answers[0].json()["sqlstate"] == "57014"
     with pair.near.http() as http:
         assert http.post(f"/transactions/{transaction}/rollback").status_code == 200
 

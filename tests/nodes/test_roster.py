@@ -98,7 +98,7 @@ def test_the_sum_stays_within_the_budget_while_nodes_come_and_go(data: Any, budg
             node.round(house, addresses, now)
         elif house:
             node = house[at]
-            if what == "listen":
+            if what == "listen" and not node.draining:
                 node.listens = True
                 node.round(house, addresses, now)
             elif what == "kill":
@@ -119,7 +119,7 @@ def test_the_sum_stays_within_the_budget_while_nodes_come_and_go(data: Any, budg
     for _ in range(4):
         now += nodes.ENDED
         for node in house:
-            node.listens = True
+            node.listens = node.listens or not node.draining
             node.held = min(node.held, node.limit)
             node.round(house, addresses, now)
     working = [each for each in house if not each.draining]

@@ -29,6 +29,8 @@ _POSTGRES_EPOCH = 946_684_800
 """2000-01-01 in seconds since 1970, where PostgreSQL's binary times begin."""
 _POSTGRES_EPOCH_DAYS = 10_957
 _MICROSECONDS = 1_000_000
+EPOCH_MICROSECONDS = _POSTGRES_EPOCH * _MICROSECONDS
+"""The same in microseconds."""
 _MINUS_INFINITY = -(1 << 63)
 
 
@@ -63,16 +65,16 @@ class Made(NamedTuple):
 Build = Callable[[Sequence[Any]], Made]
 
 
-def bits(values: Sequence[Any]) -> bytes:
+def _bits(values: Sequence[Any]) -> bytes:
     """One bit for each value that is true, the first in the lowest."""
     text = "".join(["1" if value else "0" for value in reversed(values)])
     return int(text or "0", 2).to_bytes((len(values) + 7) // 8, "little")
 
 
-def validity(values: Sequence[Any]) -> tuple[int, bytes | None]:
+def _validity(values: Sequence[Any]) -> tuple[int, bytes | None]:
     """How many are NULL, and one bit for each that is not."""
     nulls = values.count(None)
-    return nulls, bits([value is not None for value in values]) if nulls else None
+    return nulls, _bits([value is not None for value in values]) if nulls else None
 
 
 # Columns without NULL are the rule, and looking for one in vain costs as much as building:
@@ -84,7 +86,7 @@ def _numbers(typecode: str) -> Build:
         try:
             return Made(0, [None, array(typecode, values)])
         except TypeError:
-            nulls, valid = validity(values)
+            nulls, valid = _validity(values)
             return Made(nulls, [valid, array(typecode, [value or 0 for value in values])])
 
     return build
@@ -92,7 +94,7 @@ def _numbers(typecode: str) -> Build:
 
 def _floats(values: Sequence[Any]) -> Made:
     """float4, which comes as PostgreSQL's digits."""
-    nulls, valid = validity(values)
+    nulls, valid = _validity(values)
     return Made(nulls, [valid, array("f", [float(value or 0) for value in values])])
 
 
@@ -103,8 +105,8 @@ def _bools(values: Sequence[Any]) -> Made:
     try:
         text = bytes(values)[::-1].translate(_DIGITS)
     except TypeError:
-        nulls, valid = validity(values)
-        return Made(nulls, [valid, bits(values)])
+        nulls, valid = _validity(values)
+        return Made(nulls, [valid, _bits(values)])
     size = (len(values) + 7) // 8
     return Made(0, [None, int(text or b"0", 2).to_bytes(size, "little")])
 
@@ -119,7 +121,7 @@ def _text(values: Sequence[Any]) -> Made:
     try:
         text = "".join(values)
     except TypeError:
-        nulls, valid = validity(values)
+        nulls, valid = _validity(values)
         values = [value or "" for value in values]
         text = "".join(values)
     data = text.encode()
@@ -130,7 +132,7 @@ def _text(values: Sequence[Any]) -> Made:
 
 
 def _binary(values: Sequence[Any]) -> Made:
-    nulls, valid = validity(values)
+    nulls, valid = _validity(values)
     pieces = [
         b"" if value is None else value if isinstance(value, bytes) else read_bytea(value)
         for value in values
@@ -146,7 +148,7 @@ def decimal(type: str, precision: int, scale: int) -> Build:
         try:
             text = ",".join(values)
         except TypeError:
-            nulls, valid = validity(values)
+            nulls, valid = _validity(values)
             zero = "0" * (scale + 1)
             text = ",".join([value or zero for value in values])
         if "N" in text:  # an infinity cannot be in a numeric with a scale
@@ -207,7 +209,7 @@ def microseconds(text: str) -> int:
 
 def moments(type: str) -> Build:
     """Timestamps: as text, or as the driver's count of microseconds since 2000."""
-    shift = _POSTGRES_EPOCH * _MICROSECONDS
+    shift = EPOCH_MICROSECONDS
 
     def build(values: Sequence[Any]) -> Made:
         try:
@@ -215,7 +217,7 @@ def moments(type: str) -> Build:
                 made = [value + shift for value in values]
                 nulls, valid = 0, None
             except TypeError:
-                nulls, valid = validity(values)
+                nulls, valid = _validity(values)
                 made = [
                     0 if value is None
                     else microseconds(value) if isinstance(value, str)
@@ -234,7 +236,7 @@ def moments(type: str) -> Build:
 
 def dates(values: Sequence[Any]) -> Made:
     """Dates: as text, or as the driver's count of days since 2000."""
-    nulls, valid = validity(values)
+    nulls, valid = _validity(values)
     first = next((value for value in values if value is not None), None)
     try:
         if isinstance(first, str):
@@ -250,7 +252,7 @@ def dates(values: Sequence[Any]) -> Made:
 
 def _list(type: str, element: Build) -> Build:
     def build(values: Sequence[Any]) -> Made:
-        nulls, valid = validity(values)
+        nulls, valid = _validity(values)
         if nulls:
             values = [value or () for value in values]
         items = list(chain.from_iterable(values))
