@@ -141,7 +141,7 @@ class App:
             await self._native(self._native.find(path), scope, receive, send)
 
     async def start(self) -> None:
-        """Look where each target remembers idempotency keys; nobody waits for that.
+        """Whatever has to be sure before the first request.
 
         Raises:
             ClaimsUnsafe: A login that callers with sealed claims share is not fit for it.
@@ -149,10 +149,13 @@ class App:
         if self.nodes is not None:
             await self.nodes.start()
         await self.server.engine.claims.announce(self.settings.policy, self.targets.by_name)
-        self._announcing = asyncio.create_task(self._announce())
 
     def listens(self) -> None:
-        """The listeners answer; called once, after `start`."""
+        """The listeners answer; called once, after `start`.
+
+        Now is looked where each target remembers idempotency keys; nobody waits for that.
+        """
+        self._announcing = asyncio.create_task(self._announce())
         if self.nodes is not None:
             self.nodes.listens()
 

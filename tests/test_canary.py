@@ -71,10 +71,14 @@ def serving_gateway(
     with process:
         try:
             assert process.stdout is not None
-            line = process.stdout.readline()
-            where, _, rest = line.partition("listens on ")[2].partition(", admin on ")
-            assert where, line + process.stdout.read()
-            said = [line]
+            said = []
+            # What was found out about the target may be told before.
+            for line in process.stdout:
+                said.append(line)
+                if "listens on " in line:
+                    break
+            where, _, rest = said[-1].partition("listens on ")[2].partition(", admin on ")
+            assert where, said
             yield where, rest.strip(), process, said
             process.send_signal(signal.SIGTERM)
             said.append(process.communicate(timeout=60)[0])

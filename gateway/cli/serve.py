@@ -256,9 +256,10 @@ class _Serving:
             gc.freeze()
             # A request leaves no circles: to look for them every 700 objects is for nothing.
             gc.set_threshold(20_000, 20, 20)
-        app.listens()
         if self._ready is not None:
+            # First of all: the first line of the log says where.
             self._ready(self._bound())
+        app.listens()
         stopping = loop.create_task(self._stop.wait())
         await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
         _raise_if_ended(running)

@@ -168,7 +168,7 @@ def test_the_container_of_ecs_takes_its_configuration_through_a_pipe(
     )
     with ran:
         assert ran.stderr is not None
-        assert "listens on http://127.0.0.1:" in ran.stderr.readline()
+        assert any("listens on http://127.0.0.1:" in line for line in ran.stderr)
         ran.terminate()  # the gateway itself: the shell has gone
         assert ran.wait(60) == 0
 
