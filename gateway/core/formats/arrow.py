@@ -11,6 +11,7 @@ The only module that knows nanoarrow, which the extra `arrow` installs.
 from __future__ import annotations
 
 import datetime
+import struct
 from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -113,7 +114,8 @@ def _bools(values: Sequence[Any]) -> Made:
 
 def offsets(lengths: Any) -> array[int]:
     """Where each value of these lengths begins, and where the last one ends."""
-    return array("i", list(accumulate(lengths, initial=0)))
+    ends = list(accumulate(lengths, initial=0))
+    return array("i", struct.pack(f"={len(ends)}i", *ends))  # half the price of array("i", ends)
 
 
 def _text(values: Sequence[Any]) -> Made:

@@ -11,6 +11,7 @@ the driver's rows cost 1.4.
 
 from __future__ import annotations
 
+import struct
 from array import array
 from binascii import a2b_hex
 from collections.abc import Callable, Sequence
@@ -62,9 +63,15 @@ def _joined(parts: list[Any]) -> Made:
     return Made(0, [None, b"".join(parts)])
 
 
+def _integers(typecode: str, text: bytes) -> bytes:
+    """The numbers between the commas of *text*."""
+    numbers = orjson.loads(b"[" + text + b"]")
+    return struct.pack(f"={len(numbers)}{typecode}", *numbers)  # array() takes twice as long
+
+
 def _numbers(typecode: str) -> _Column:
-    def part(values: Values) -> array[Any]:
-        return array(typecode, orjson.loads(b"[" + b",".join(values) + b"]"))
+    def part(values: Values) -> bytes:
+        return _integers(typecode, b",".join(values))
 
     return _Column(part, _joined, b"0")
 
@@ -167,7 +174,7 @@ def _decimal(type: str, precision: int, scale: int) -> _Column:
                 if zero not in digits:
                     break
                 digits = digits.replace(zero, start)
-        low = array("q", orjson.loads(b"[" + digits[1:] + b"]"))
+        low = array("q", _integers("q", digits[1:]))
         words = array("q", bytes(16 * len(values)))
         words[0::2] = low
         if b"-" in digits:
