@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from .operations import ACCOUNTS, COUNTERS, OPENING, Operation
@@ -84,9 +84,11 @@ class Report:
 
     def figures(self) -> dict[str, Any]:
         """Numbers only."""
+        # Not `asdict`, which makes pairs into the keys of a Counter.
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {
             name: len(value) if isinstance(value, list) else value
-            for name, value in asdict(self).items()
+            for name, value in values.items()
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -104,3 +105,10 @@ def test_an_operation_was_in_flight_if_a_fault_struck_between_its_beginning_and_
     assert in_flight(said, [0.5, 1.5, 1.6]) == 1
     assert in_flight(said, [2.5, 4.5]) == 0
     assert in_flight(said, [2.0, 3.0]) == 2
+
+
+def test_figures_can_be_written_to_a_file() -> None:
+    report = Report("pgsluice", 1, lost=["a"])
+    report.words["queue_full"] += 2
+    written = json.loads(json.dumps(report.figures()))
+    assert (written["lost"], written["words"]) == (1, {"queue_full": 2})
