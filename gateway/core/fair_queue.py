@@ -38,7 +38,7 @@ BATCH: Final = "batch"
 # names may come from tokens, so there is an end to it.
 _IDLE_TENANTS = 1_024
 _SAMPLES_KNOWN = 8
-_SAMPLES_WINDOW = 16
+_SAMPLES_WINDOW = 256
 _LONGEST_RETRY = 60.0
 
 
