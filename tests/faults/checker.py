@@ -87,8 +87,7 @@ class Report:
         # Not `asdict`, which makes pairs into the keys of a Counter.
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {
-            name: len(value) if isinstance(value, list) else value
-            for name, value in values.items()
+            name: len(value) if isinstance(value, list) else value for name, value in values.items()
         }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,14 @@ pytestmark = pytest.mark.slow
 SETTINGS = (*_SESSION, "statement_timeout", "idle_in_transaction_session_timeout")
 
 
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder that every account may read: pytest's own is closed to the one PgBouncer has."""
+    with tempfile.TemporaryDirectory(prefix="pgsluice-pooler-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @contextmanager
 def pooler(database: Database, mode: str, home: Path, ignored: Sequence[str]) -> Iterator[int]:
     """The port of Debian's PgBouncer over *database*."""
@@ -34,8 +43,6 @@ def pooler(database: Database, mode: str, home: Path, ignored: Sequence[str]) ->
         f"ignore_startup_parameters = {', '.join(ignored)}\n"
     )
     config.chmod(0o644)
-    for folder in (home, *list(home.parents)[:3]):
-        folder.chmod(0o755)
     # It refuses to be root.
     user = ["-u", "nobody"] if os.geteuid() == 0 else []
     with subprocess.Popen([program, "-q", *user, str(config)], stderr=subprocess.DEVNULL) as child:
@@ -49,13 +56,13 @@ def pooler(database: Database, mode: str, home: Path, ignored: Sequence[str]) ->
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 @pytest.mark.parametrize("ignored", [True, False], ids=["settings dropped", "settings refused"])
 def test_a_pooler_that_does_not_keep_a_sessions_settings_is_not_worked_over(
-    database: Database, mode: str, ignored: bool, tmp_path: Path
+    database: Database, mode: str, ignored: bool, home: Path
 ) -> None:
     """Silently dropped, they would turn promises into wishes."""
     install_ledger(database)
     make_table(database)
     with (
-        pooler(database, mode, tmp_path, SETTINGS if ignored else ()) as port,
+        pooler(database, mode, home, SETTINGS if ignored else ()) as port,
         running(at_port(settings_for(database), port), database) as gateway,
         gateway.http() as client,
     ):

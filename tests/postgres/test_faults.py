@@ -731,7 +731,10 @@ def test_an_old_connection_is_replaced_unnoticed(database: Database) -> None:
             lambda: ask(gateway, "select pg_backend_pid()")["rows"] != first,
             "it is never replaced",
         )
-        assert metric(gateway, 'pgsluice_discards_total{target="main",reason="age"}') >= 1
+        until(
+            lambda: metric(gateway, 'pgsluice_discards_total{target="main",reason="age"}') >= 1,
+            "it is not counted",
+        )
         is_whole(gateway, database)
 
 
