@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
@@ -60,23 +61,23 @@ class Send(NamedTuple):
     """Whether a good answer's body is wanted piece by piece."""
 
 
-class Flows:
+class Flows(ABC):
     """Statements on their way; what a client and a transaction have in common."""
 
     types: Types
     exact: bool
 
+    @abstractmethod
     def limit(self, timeout: float | None) -> float | None:
         """Seconds for one call."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scope(self, key: str | None, read_only: bool) -> tuple[Defaults, str | None, str | None]:
         """Defaults, transaction and idempotency key of one request."""
-        raise NotImplementedError
 
+    @abstractmethod
     def send(self, request: Request, timeout: float | None, *, stream: bool = False) -> Flow[Any]:
         """The answer, after as many tries as are harmless and in time."""
-        raise NotImplementedError
 
     def execute(
         self,

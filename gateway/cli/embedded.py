@@ -148,8 +148,7 @@ class Embedded:
             with subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=_environment()
             ) as psql:
-                if psql.stdin is None:  # pragma: no cover
-                    raise EmbeddedError("psql has no input")
+                assert psql.stdin is not None
                 try:
                     for piece in [script] if isinstance(script, str) else script:
                         psql.stdin.write(piece.encode())

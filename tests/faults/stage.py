@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -36,7 +37,7 @@ CONNECTIONS = 8
 MAIN = ("client", "js", "boto3")
 
 
-class Subject:
+class Subject(ABC):
     """What stands between the senders and the database, as a process."""
 
     drivers: tuple[str, ...] = ()
@@ -46,9 +47,9 @@ class Subject:
         self.stage = stage
         self.stack = ExitStack()
 
+    @abstractmethod
     def start(self) -> None:
         """Start it; senders are led to it."""
-        raise NotImplementedError
 
     def kill(self) -> None:
         """SIGKILL, and start it again."""
@@ -64,9 +65,9 @@ class Subject:
         self.start()
         self.terminate(old)
 
+    @abstractmethod
     def terminate(self, old: ExitStack) -> None:
         """End the process of *old* in order."""
-        raise NotImplementedError
 
     def stop(self) -> None:
         """The run is over."""
