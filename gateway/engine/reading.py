@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable
 from ..core.classify import Path
 from ..core.formats import arrow_copied
 from ..core.model import Call, Execute, Grant, Kind, TransactionMode
-from ..postgres.connection import Connection
+from ..postgres.connection import Connection, OverBudget
 from ..postgres.copy import copy_of, copy_out, copy_query
 from .claims import goes_first
 from .parts import Parts, left, stream_end
 from .plans import Bound, Plan, bind
 from .reply import Reply, result_of
 from .streams import Copied
-from .targets import Lease
-from .told import keep_state, told
+from .targets import Lease, Target
+from .told import keep_state, told, too_large
 
 _NOTHING = TransactionMode()
 _COPIES = frozenset({"SELECT", "VALUES", "TABLE", "WITH"})
@@ -101,7 +101,7 @@ class Reads(Parts):
                 await self._claim(lease, grant, deadline, plan, until=until, at_once=True)
             rows_copied = Copied(
                 bound.described.columns or (),
-                self._copied(connection, query, deadline, until),
+                self._copied(connection, query, target, deadline, until),
                 grant.limits,
             )
             return Reply(target, copied=rows_copied, after=lease.settle, connection=connection)
@@ -141,7 +141,7 @@ class Reads(Parts):
         lease.place = place
 
     def _copied(
-        self, connection: Connection, sql: str, deadline: float, until: float
+        self, connection: Connection, sql: str, target: Target, deadline: float, until: float
     ) -> Callable[[Callable[[bytes], Awaitable[None]]], Awaitable[str]]:
         if connection.comment:
             sql = f"{sql}\n{connection.comment}"
@@ -153,8 +153,11 @@ class Reads(Parts):
                     sql,
                     take,
                     left(until, self._time),
+                    budget=target.settings.response_bytes,
                     first=left(deadline, self._time),
                 )
+            except OverBudget:
+                raise too_large(target) from None
             except Exception as error:
                 said = told(error, connection)
                 if hasattr(said, "position"):

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import asyncpg
 
-from .connection import Connection
+from .connection import Connection, OverBudget
 
 Take = Callable[[bytes], Awaitable[None]]
 
@@ -49,7 +49,13 @@ def copy_table(table: Sequence[str], columns: Sequence[str], options: str) -> st
 
 
 async def copy_out(
-    connection: Connection, sql: str, take: Take, timeout: float, *, first: float | None = None
+    connection: Connection,
+    sql: str,
+    take: Take,
+    timeout: float,
+    *,
+    budget: int,
+    first: float | None = None,
 ) -> str:
     """Hand what *sql* copies to *take*, piece by piece; return the command tag.
 
@@ -57,8 +63,13 @@ async def copy_out(
 
     Args:
         timeout: Seconds until it must be over.
+        budget: Bytes that one row may take; the driver holds a row until it is whole.
         first: Seconds until the first piece must be there.
+
+    Raises:
+        OverBudget: A row is larger than *budget*; the connection is closed.
     """
+    counter = connection.counter
     pieces: list[bytes] = []
     size = 0
     end = asyncio.get_running_loop().time() + timeout
@@ -68,6 +79,7 @@ async def copy_out(
 
     async def collect(piece: bytes) -> None:
         nonlocal size, waiting
+        counter.left = budget
         if waiting:
             waiting = False
             limit.reschedule(end)
@@ -80,9 +92,18 @@ async def copy_out(
             await take(whole)
 
     connection.unsynced = False
-    async with limit:
-        with connection.counter.gathering():
-            tag = await connection._protocol.copy_out(sql, collect, None)
+    counter.left = budget
+    try:
+        async with limit:
+            with counter.gathering():
+                tag = await connection._protocol.copy_out(sql, collect, None)
+    except Exception as error:
+        if counter.exceeded:
+            connection.broken = True
+            raise OverBudget from error
+        raise
+    finally:
+        counter.left = 1 << 62
     if pieces:
         await take(b"".join(pieces))
     return str(tag)
