@@ -75,14 +75,12 @@ def run(
 
 
 class _Certificate:
-    """The context for TLS, filled from the files again when they have changed."""
+    """The context for TLS, with the certificate and key that were read last."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.set_ciphers(_CIPHERS)
-        self.context.set_alpn_protocols(["http/1.1"])
-        self._load(self.context, settings)
+        self._current = self._loaded(settings)
+        self.context = self._loaded(settings)
+        self.context.sni_callback = self._choose
 
     def load(self, settings: ServerSettings) -> None:
         """Read certificate and key again; new connections get the new ones.
@@ -90,9 +88,23 @@ class _Certificate:
         Raises:
             CannotServe: They cannot be read, or do not belong together; the old ones stay.
         """
-        # Tried apart, for a context holds the certificate already when its key is refused.
-        self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), settings)
-        self._load(self.context, settings)
+        # One assignment: a handshake that is under way sees the old pair or the new one, never
+        # the new certificate with the old key, as it would if a context in use were loaded.
+        self._current = self._loaded(settings)
+
+    def _choose(
+        self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext
+    ) -> None:
+        """Called by OpenSSL for every client hello, with a server name or without."""
+        connection.context = self._current
+
+    def _loaded(self, settings: ServerSettings) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(_CIPHERS)
+        context.set_alpn_protocols(["http/1.1"])
+        self._load(context, settings)
+        return context
 
     def _load(self, context: ssl.SSLContext, settings: ServerSettings) -> None:
         assert settings.tls_cert is not None
