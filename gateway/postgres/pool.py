@@ -38,7 +38,8 @@ class Room:
         self._seats = Seats(limit)
         self._spare = spare
         """Closes an idle connection of any pool; whether there was one."""
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[bool], Callable[[], bool]]] = deque()
+        """Who waits for a seat, and whether they still want one."""
 
     @property
     def used(self) -> int:
@@ -51,26 +52,40 @@ class Room:
         seats = self._seats
         return seats.used - seats.closing > seats.limit
 
-    async def enter(self) -> None:
-        """Wait until one more session may be opened, and take the room for it."""
+    async def enter(self, wanted: Callable[[], bool]) -> bool:
+        """Wait until one more session may be opened, and take the room for it.
+
+        Args:
+            wanted: Whether there is still a reason to wait.
+
+        Returns:
+            Whether there is room; if not, nobody wants it any more, and none was taken.
+        """
         seats = self._seats
         if seats.enter():
-            return
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+            return True
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        entry = (waiter, wanted)
+        self._waiting.append(entry)
         self.offer()
         try:
-            await waiter
+            return await waiter
         except BaseException:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+            if entry in self._waiting:
+                self._waiting.remove(entry)
                 seats.give_up()
-            elif not waiter.cancelled():
+            elif not waiter.cancelled() and waiter.result():
                 self.leave()
             raise
 
     def offer(self) -> None:
         """A connection became idle, or somebody waits for room: then an idle one has to go."""
+        for entry in [each for each in self._waiting if not each[1]()]:
+            # Served by a connection that came back: no good one is closed for nobody.
+            self._waiting.remove(entry)
+            self._seats.give_up()
+            if not entry[0].done():
+                entry[0].set_result(False)
         while self._seats.to_spare and self._spare():
             pass
 
@@ -95,12 +110,12 @@ class Room:
     def _wake(self, seated: int) -> None:
         while seated:
             seated -= 1
-            waiter = self._waiting.popleft()
+            waiter, _ = self._waiting.popleft()
             if waiter.done():
                 # Cancelled, and its task has not run yet: its seat goes on.
                 seated += self._seats.leave()
             else:
-                waiter.set_result(None)
+                waiter.set_result(True)
 
 
 class Pool:
@@ -198,7 +213,8 @@ class Pool:
 
     async def _open_while_wanted(self) -> None:
         while self._wanted():
-            await self._room.enter()
+            if not await self._room.enter(self._wanted):
+                continue
             if not self._wanted():
                 self._room.leave()
                 return
