@@ -24,7 +24,7 @@ def test_under_every_fault_nothing_is_lost_doubled_or_misreported_and_the_naive_
 ) -> None:
     ours = run("pgsluice", 1_500, SEED)
     naive = run("naive", 2_000, SEED)
-    record_property("figures", [ours.figures(), naive.figures()])
+    record_property("figures", json.dumps([ours.figures(), naive.figures()]))
     with capsys.disabled():
         sys.stdout.write(f"\n{table([ours, naive])}\n")
     assert set(ours.by_fault) == set(FAULTS)

@@ -447,8 +447,11 @@ def test_a_session_lost_while_it_is_reset_takes_nothing_back(
 @pytest.mark.slow
 def test_a_stopped_backend_costs_one_caller_its_deadline(database: Database, table: None) -> None:
     with running(settings_for(database, max_connections=2), database) as gateway:
-        # The connection used last is the next to be lent.
+        # The connection used last is the next to be lent, once its reset is over.
+        resets = "pgsluice_resets_total"
+        until(lambda: metric(gateway, resets) == 1, "the gateway's own look is not over")
         pid = ask(gateway, "select pg_backend_pid()")["rows"][0][0]
+        until(lambda: metric(gateway, resets) == 2, "it is not given back")
         os.kill(pid, signal.SIGSTOP)
         try:
             answer = ask(gateway, "insert into t values (1)", timeout=0.5)
