@@ -99,7 +99,8 @@ bench: deps  ## statements and large results against their peers, with figures
 	@exec $(BIN)/python -m benchmarks
 
 bench-fanin: deps  ## ten thousand callers: the gateway, PgBouncer, PostgreSQL itself
-	@exec $(BIN)/python -m benchmarks.bench_fanin --keep
+	@$(BIN)/python -m benchmarks.bench_fanin --keep
+	@$(BIN)/python -m benchmarks.bench_fairness --keep
 
 lock: deps  ## pin the newest allowed versions again (needs uv)
 	@set -eu; uv="$$(command -v uv || echo .tools/bin/uv)"; \
