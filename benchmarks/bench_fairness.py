@@ -92,7 +92,7 @@ _UNITS = ("per_second", "p50_ms", "p99_ms", "callers_failed")
 
 
 def _middle(figures: list[dict[str, Any]], unit: str) -> float:
-    return round(statistics.median(each[unit] for each in figures), 3)
+    return round(float(statistics.median(each[unit] for each in figures)), 3)
 
 
 def table(result: dict[str, Any]) -> str:
