@@ -2,12 +2,12 @@
 
     python -m benchmarks.bench_client [--rounds 15]
 
-PostgreSQL, the gateway and, in front of it, an end of TLS run beside each other on
+PostgreSQL, the gateway and, in front of either, an end of TLS run beside each other on
 loopback. Each client imports itself, connects and reads one row in a process of its
 own; all take turns in every round. The figure is the median less that of an interpreter
 that does nothing. boto3 and httpx talk to the gateway as pgsluice does, the drivers to
-PostgreSQL itself. Drivers that are not installed here come from an environment of their
-own, which the tests' list of packages makes.
+PostgreSQL itself. The other clients come from an environment of their own, which their
+list of packages makes. Writes `results/client.*` and the page on performance.
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from gateway.cli import embedded
 from gateway.cli.token import token_for
 from gateway.core.keys import derive_secret
+
+from . import plot
+from .servers import describe, machine
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 15
@@ -62,35 +66,43 @@ with httpx.Client(verify=verify, headers={"authorization": "Bearer " + os.enviro
 """
 _PSYCOPG = """
 import os, psycopg
-with psycopg.connect(os.environ["DSN"]) as c:
+ca = os.environ.get("CA")
+tls = {"sslmode": "verify-full", "sslrootcert": ca} if ca else {}
+with psycopg.connect(os.environ["DSN"], **tls) as c:
     assert c.execute("select 1").fetchone() == (1,)
 """
 _ASYNCPG = """
-import asyncio, asyncpg, os
+import asyncio, asyncpg, os, ssl
+ca = os.environ.get("CA")
 async def main():
-    c = await asyncpg.connect(os.environ["DSN"])
+    tls = ssl.create_default_context(cafile=ca) if ca else None
+    c = await asyncpg.connect(os.environ["DSN"], ssl=tls)
     assert await c.fetchval("select 1") == 1
     await c.close()
 asyncio.run(main())
 """
 _PG8000 = """
-import os, pg8000.dbapi
-c = pg8000.dbapi.connect(user="bench", host="127.0.0.1", port=int(os.environ["PGPORT"]),
-                         database="postgres")
+import os, pg8000.dbapi, ssl
+ca = os.environ.get("CA")
+c = pg8000.dbapi.connect(user="bench", host=os.environ["PGHOST"], port=int(os.environ["PGPORT"]),
+                         database="postgres",
+                         ssl_context=ssl.create_default_context(cafile=ca) if ca else None)
 k = c.cursor(); k.execute("select 1"); assert tuple(k.fetchone()) == (1,); c.close()
 """
+_LIBRARIES = ("boto3", "httpx", "psycopg", "asyncpg", "pg8000")
 _BARE = "bare interpreter"
+_CODE = {
+    _BARE: "pass",
+    "pgsluice": _PGSLUICE,
+    "boto3 rds-data": _BOTO3,
+    "httpx": _HTTPX,
+    "psycopg, direct": _PSYCOPG,
+    "asyncpg, direct": _ASYNCPG,
+    "pg8000, direct": _PG8000,
+}
 _CLIENTS: dict[str, tuple[str, str]] = {
-    _BARE: ("pass", "plain"),
-    "pgsluice": (_PGSLUICE, "plain"),
-    "boto3 rds-data": (_BOTO3, "plain"),
-    "httpx": (_HTTPX, "plain"),
-    "psycopg, direct": (_PSYCOPG, "plain"),
-    "asyncpg, direct": (_ASYNCPG, "plain"),
-    "pg8000, direct": (_PG8000, "plain"),
-    "pgsluice, TLS": (_PGSLUICE, "tls"),
-    "boto3 rds-data, TLS": (_BOTO3, "tls"),
-    "httpx, TLS": (_HTTPX, "tls"),
+    **{name: (code, "plain") for name, code in _CODE.items()},
+    **{f"{name}, TLS": (code, "tls") for name, code in _CODE.items() if name != _BARE},
 }
 
 
@@ -106,12 +118,12 @@ def main() -> None:
         home.chmod(0o711)
         environments = stack.enter_context(_surroundings(home))
         times = _measured(python, environments, rounds)
-    figures = _figures(times)
-    for line in _table(figures, rounds):
-        print(line)
+    result = {"machine": _machine(python), **_result(times, rounds)}
+    print(table(result), end="")
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "client.json").write_text(json.dumps({"rounds": rounds, **figures}, indent=2) + "\n")
-    (RESULTS / "client.md").write_text("\n".join(_table(figures, rounds)) + "\n")
+    (RESULTS / "client.json").write_text(json.dumps(result, indent=2) + "\n")
+    (RESULTS / "client.md").write_text(table(result))
+    plot.PAGE.write_text(plot.page(plot.PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _environment() -> str:
@@ -121,15 +133,24 @@ def _environment() -> str:
     return str(python_environment(Path(__file__).parent / "requirements-clients.txt"))
 
 
+def _machine(python: str) -> dict[str, Any]:
+    """What it was measured on, and with which clients."""
+    given = machine(embedded.find_binaries().version)
+    names = ("cpu", "cores", "system", "python", "postgresql")
+    ask = "import json, sys; from importlib.metadata import version; "
+    ask += "print(json.dumps([version(name) for name in sys.argv[1:]]))"
+    command = [python, "-I", "-c", ask, *_LIBRARIES]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    versions = dict(zip(_LIBRARIES, json.loads(found.stdout), strict=True))
+    return {**{name: given[name] for name in names}, **versions}
+
+
 def _measured(
     python: str, environments: dict[str, dict[str, str]], rounds: int
 ) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {}
-    missing: set[str] = set()
     for turn in range(rounds + 1):
         for name, (code, kind) in _CLIENTS.items():
-            if name in missing:
-                continue
             start = f"import sys; sys.path.insert(0, {str(ROOT / 'client')!r})\n"
             began = time.perf_counter()
             done = subprocess.run(
@@ -141,40 +162,42 @@ def _measured(
             )
             took = (time.perf_counter() - began) * 1000
             if done.returncode:
-                if "ModuleNotFoundError" not in done.stderr:
-                    raise SystemExit(f"{name}:\n{done.stderr}")
-                print(f"{name} is not installed for {python}", file=sys.stderr)
-                missing.add(name)
-            elif turn:  # the first round fills the caches of the file system
+                raise SystemExit(f"{name}:\n{done.stderr}")
+            if turn:  # the first round fills the caches of the file system
                 times.setdefault(name, []).append(took)
     return times
 
 
-def _figures(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+def _result(times: dict[str, list[float]], rounds: int) -> dict[str, Any]:
     medians = {name: statistics.median(each) for name, each in times.items()}
-    found = {}
-    for name, median in medians.items():
-        over = median - medians[_BARE]
-        against = medians.get("boto3 rds-data, TLS" if name.endswith("TLS") else "boto3 rds-data")
-        share = over / (against - medians[_BARE]) if against is not None else 0.0
-        found[name] = {"ms": round(over, 1), "share of boto3": round(share, 3)}
-    found[_BARE]["ms"] = round(medians[_BARE], 1)
-    return found
+    bare = medians.pop(_BARE)
+    boto3 = {tls: medians[f"boto3 rds-data{tls}"] - bare for tls in ("", ", TLS")}
+    clients = [
+        {
+            "name": name,
+            "ms": round(median - bare, 1),
+            "boto3_ratio": round((median - bare) / boto3[", TLS" * name.endswith(", TLS")], 3),
+        }
+        for name, median in medians.items()
+    ]
+    return {"rounds": rounds, "bare_ms": round(bare, 1), "clients": clients}
 
 
-def _table(figures: dict[str, dict[str, float]], rounds: int) -> list[str]:
+def table(result: dict[str, Any]) -> str:
+    """*result* as a table of Markdown."""
     lines = [
-        f"Fresh process to first row, median of {rounds}, over a bare interpreter of "
-        f"{figures[_BARE]['ms']} ms:",
+        describe(result["machine"]),
+        f"Fresh process to first row, median of {result['rounds']}, over a bare interpreter of "
+        f"{result['bare_ms']} ms:",
         "",
-        "| client | ms | share of boto3 |",
+        "| client | ms | of boto3's |",
         "|---|---:|---:|",
     ]
-    for name, each in figures.items():
-        if name != _BARE:
-            share = f"{each['share of boto3']:.2f}" if each["share of boto3"] else ""
-            lines.append(f"| {name} | {each['ms']} | {share} |")
-    return lines
+    lines += [
+        f"| {each['name']} | {each['ms']} | {each['boto3_ratio']:.2f} |"
+        for each in result["clients"]
+    ]
+    return "\n".join(lines) + "\n"
 
 
 @contextmanager
@@ -192,11 +215,13 @@ def _surroundings(home: Path) -> Iterator[dict[str, dict[str, str]]]:
         gateway = stack.enter_context(_gateway(home, dsn, key))
         certificate = _certificate(home)
         tls_port = stack.enter_context(_tls(certificate, int(gateway.rpartition(":")[2])))
+        pg_tls_port = stack.enter_context(_tls(certificate, port, asks=True))
         token = token_for(_MASTER_KEY.encode(), subject="bench", lifetime=3_600)
         plain = {
             "PATH": os.environ.get("PATH", ""),
             "HOME": str(home),
             "DSN": dsn,
+            "PGHOST": "127.0.0.1",
             "PGPORT": str(port),
             "KEY": key,
             "SECRET": secret,
@@ -208,6 +233,8 @@ def _surroundings(home: Path) -> Iterator[dict[str, dict[str, str]]]:
         url = f"https://localhost:{tls_port}"
         own = {"URL": url, "PGSLUICE_URL": url, "CA": str(certificate)}
         own |= {"PGSLUICE_CAFILE": str(certificate)}
+        own |= {"PGHOST": "localhost", "PGPORT": str(pg_tls_port)}
+        own["DSN"] = f"postgresql://bench@localhost:{pg_tls_port}/postgres"
         yield {"plain": plain, "tls": {**plain, **own}}
 
 
@@ -290,8 +317,8 @@ def _certificate(home: Path) -> Path:
 
 
 @contextmanager
-def _tls(certificate: Path, port: int) -> Iterator[int]:
-    """An end of TLS in front of *port*, in a thread of its own."""
+def _tls(certificate: Path, port: int, *, asks: bool = False) -> Iterator[int]:
+    """An end of TLS in front of *port*, in a thread of its own, for clients that ask or do not."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     ready: list[int] = []
@@ -306,11 +333,16 @@ def _tls(certificate: Path, port: int) -> Iterator[int]:
         writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if asks:
+            await reader.readexactly(8)  # SSLRequest
+            writer.write(b"S")
+            await writer.start_tls(context)
         inner = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(pass_on(reader, inner[1]), pass_on(inner[0], writer))
 
     async def body() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+        tls = None if asks else context
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
         ready.append(server.sockets[0].getsockname()[1])
         started.set()
 

@@ -19,7 +19,7 @@ import pgsluice  # noqa: E402
 PAGE = ROOT / "docs" / "reference" / "client.md"
 _CLASSES = ("Client", "Transaction", "Stream", "Result", "Column")
 _VALUES = ("Interval", "Range", "Multirange", "Json")
-_FUNCTIONS = ("lambda_deadline", "lambda_handler", "rds_data_client")
+_FUNCTIONS = ("lambda_deadline", "lambda_handler", "rds_data_client", "boto3_session")
 _MADE = "<!-- Made by docs/make_client_reference.py; change the code instead. -->\n\n"
 
 
@@ -29,7 +29,8 @@ def page() -> str:
         "# The Python client",
         "",
         "`pgsluice.connect` is the class `Client`. `AsyncClient`, `AsyncTransaction` and",
-        "`AsyncStream` have the same words, awaited.",
+        "`AsyncStream` have the same words, awaited. With examples, values and errors:",
+        "[Use the Python client](../how-to/python-client.md).",
     ]
     for name in _CLASSES:
         lines += _class(getattr(pgsluice, name))

@@ -14,47 +14,12 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is not imported for this
+    from ._boto3 import boto3_session
     from ._lambda import lambda_deadline, lambda_handler
     from ._result import Column, Result
     from ._values import Interval, Json, Multirange, Range
     from .aio import AsyncClient, AsyncStream, AsyncTransaction
-    from .errors import (
-        AuthUnavailable,
-        CheckViolation,
-        ConnectionFailed,
-        DatabaseError,
-        DatabaseUnavailable,
-        DataError,
-        Deadlock,
-        Draining,
-        Error,
-        ExclusionViolation,
-        Forbidden,
-        ForeignKeyViolation,
-        IntegrityError,
-        InterfaceError,
-        InternalError,
-        KeyInProgress,
-        KeyReused,
-        NotNullViolation,
-        NotOneRow,
-        NotSupportedError,
-        OperationalError,
-        OutcomeUnknown,
-        ProgrammingError,
-        QueueFull,
-        QueueTimeout,
-        RateLimited,
-        RequestTooLarge,
-        ResultTooLarge,
-        SerializationFailure,
-        StatementTimeout,
-        TokenExpired,
-        TransactionFailed,
-        TransactionGone,
-        Unauthenticated,
-        UniqueViolation,
-    )
+    from .errors import *
     from .rds import rds_data_client
     from .sync import Client, Stream, Transaction, connect
 
@@ -108,6 +73,7 @@ __all__ = [
     "TransactionGone",
     "Unauthenticated",
     "UniqueViolation",
+    "boto3_session",
     "connect",
     "lambda_deadline",
     "lambda_handler",
@@ -115,22 +81,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AsyncClient": "aio",
-    "AsyncStream": "aio",
-    "AsyncTransaction": "aio",
-    "lambda_deadline": "_lambda",
-    "lambda_handler": "_lambda",
-    "rds_data_client": "rds",
-    "Client": "sync",
-    "Stream": "sync",
-    "Transaction": "sync",
-    "connect": "sync",
-    "Column": "_result",
-    "Result": "_result",
-    "Interval": "_values",
-    "Json": "_values",
-    "Multirange": "_values",
-    "Range": "_values",
+    "_boto3": {"boto3_session"},
+    "_lambda": {"lambda_deadline", "lambda_handler"},
+    "_result": {"Column", "Result"},
+    "_values": {"Interval", "Json", "Multirange", "Range"},
+    "aio": {"AsyncClient", "AsyncStream", "AsyncTransaction"},
+    "rds": {"rds_data_client"},
+    "sync": {"Client", "Stream", "Transaction", "connect"},
 }
 
 
@@ -139,7 +96,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value: object = getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+    home = next((home for home, names in _HOMES.items() if name in names), "errors")
+    value: object = getattr(import_module(f".{home}", __name__), name)
     globals()[name] = value
     return value
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._protocol import Answer
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import ssl
     from http.client import HTTPConnection, HTTPResponse
 
-    from ._core import Send
+    from ._words import Send
 
 CONNECT_TIMEOUT = 10.0  # seconds
 # The gateway answers at the deadline itself; only if it does not, we stop waiting.
@@ -158,22 +158,23 @@ class Http:
         return None
 
     def _connect(self, timeout: float | None) -> HTTPConnection:
-        from http.client import HTTPConnection, HTTPException, HTTPSConnection
+        import socket
+        from http.client import HTTPConnection
 
         limit = CONNECT_TIMEOUT if timeout is None else max(0.001, min(CONNECT_TIMEOUT, timeout))
         host, port = self._origin.host, self._origin.port
-        connection: HTTPConnection
-        if self._origin.tls:
-            connection = HTTPSConnection(host, port, timeout=limit, context=self._context())
-        else:
-            connection = HTTPConnection(host, port, timeout=limit)
+        # Bytes are not looked at by `idna`, whose tables take a millisecond to import.
+        name: Any = host.encode() if host.isascii() else host
+        connection = HTTPConnection(host, port)
+        connection.auto_open = 0  # never reconnect behind our back
         try:
-            connection.connect()
-        except (OSError, HTTPException) as error:
+            sock = connection.sock = socket.create_connection((name, port), limit)
+            _tune(sock)
+            if self._origin.tls:
+                connection.sock = self._context().wrap_socket(sock, server_hostname=name)
+        except OSError as error:
             connection.close()
             raise NoAnswer(_reason(error), sent=False) from error
-        connection.auto_open = 0  # never reconnect behind our back
-        _keep_alive(connection.sock)
         return connection
 
     def _context(self) -> ssl.SSLContext:
@@ -245,10 +246,11 @@ def _has_news(sock: socket.socket) -> bool:
     return bool(select.select([sock], [], [], 0)[0])
 
 
-def _keep_alive(sock: socket.socket) -> None:
+def _tune(sock: socket.socket) -> None:
     """Notice within half a minute that the other machine is gone, however long the wait."""
     import socket
 
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, option):

@@ -1,14 +1,14 @@
 """Who asks: a token, a function that has one, a key that signs, or the role of the machine.
 
-Nothing here waits: what has to be asked of others is yielded to whoever drives, a
-`Request` for the gateway or a function to be called.
+Nothing here waits: a function that has to be called is yielded to whoever drives, and
+what the gateway has to be asked is left to a flow that is given.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import _protocol
 from .errors import Error, InterfaceError, Unauthenticated
@@ -30,8 +30,9 @@ class Credentials(NamedTuple):
     session_token: str | None = None
 
 
-Asked = Generator[Any, Any, dict[str, str]]
-"""Yields requests and functions, returns headers."""
+T = TypeVar("T")
+Asked = Generator[Any, Any, T]
+"""Yields functions that wait; returns what was asked for."""
 
 
 class Identity:
@@ -39,14 +40,12 @@ class Identity:
 
     def __init__(
         self,
-        *,
         token: str | Callable[[], Any] | None,
-        access_key: str | None,
-        secret_key: str | None,
-        session_token: str | None,
+        key: tuple[str | None, str | None, str | None],
         iam_audience: str | None,
         credentials: Callable[[], Any] | None,
     ) -> None:
+        access_key, secret_key, session_token = key
         env = os.environ
         if (access_key is None) != (secret_key is None):
             raise ValueError("access_key and secret_key come together")
@@ -57,10 +56,8 @@ class Identity:
         if token is None and access_key is None and iam_audience is None:
             token = env.get("PGSLUICE_TOKEN")
             if token is None:
-                access_key, secret_key = (
-                    env.get("PGSLUICE_ACCESS_KEY"),
-                    env.get("PGSLUICE_SECRET_KEY"),
-                )
+                access_key = env.get("PGSLUICE_ACCESS_KEY")
+                secret_key = env.get("PGSLUICE_SECRET_KEY")
                 session_token = session_token or env.get("PGSLUICE_SESSION_TOKEN")
                 if access_key is None:
                     iam_audience = env.get("PGSLUICE_IAM_AUDIENCE")
@@ -95,12 +92,14 @@ class Identity:
         *,
         now: float,
         jitter: float,
-    ) -> Asked:
+        exchange: Callable[[Request], Asked[Any]],
+    ) -> Asked[dict[str, str]]:
         """What has to be added to *headers* of *request*.
 
         Args:
             now: Seconds since the epoch: a frozen function's clock goes on.
             jitter: A random number from 0 to 1.
+            exchange: Sends the gateway a proof, and returns what it says.
         """
         if self._key is not None:
             from ._signing import sign
@@ -127,10 +126,12 @@ class Identity:
         if callable(token):
             token = yield token
         elif self._audience is not None:
-            token = yield from self._exchanged(now, jitter)
+            token = yield from self._exchanged(now, jitter, exchange)
         return {"Authorization": f"Bearer {token}"} if token is not None else {}
 
-    def _exchanged(self, now: float, jitter: float) -> Generator[Any, Any, str]:
+    def _exchanged(
+        self, now: float, jitter: float, exchange: Callable[[Request], Asked[Any]]
+    ) -> Asked[str]:
         held = self._issued
         if held is not None and now < self._expires:
             # While one thread has it replaced, the others go on with what is still good.
@@ -145,9 +146,9 @@ class Identity:
             # good once: so each takes a moment of its own out of the last half minute, and
             # another one when it met somebody.
             try:
-                answer = yield self._proof(credentials, now - BACK * jitter)
+                answer = yield from exchange(self._proof(credentials, now, jitter))
             except Unauthenticated:
-                answer = yield self._proof(credentials, now - BACK * ((jitter + 0.5) % 1))
+                answer = yield from exchange(self._proof(credentials, now, (jitter + 0.5) % 1))
             token: str = answer["token"]
             self._expires = _moment(answer["expires_at"])
             self._renew_at = self._expires - EARLY * (1 + jitter)
@@ -162,7 +163,8 @@ class Identity:
             self._renewing = False
         return token
 
-    def _proof(self, credentials: Credentials, moment: float) -> Request:
+    def _proof(self, credentials: Credentials, now: float, jitter: float) -> Request:
+        moment = now - BACK * jitter
         return _protocol.exchange(proof(credentials, audience=self._audience or "", now=moment))
 
 

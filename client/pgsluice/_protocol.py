@@ -3,7 +3,7 @@
 A `Request` is bytes and headers ready to go, an answer is a status, headers and
 bytes:
 
-    >>> execute(Defaults(), "select :p", {"p": [1, None]}).body
+    >>> execute(Scope(), "select :p", {"p": [1, None]}).body
     b'{"sql":"select :p","parameters":{"p":[1,null]}}'
 
 Whether a request may be sent a second time is decided here too: see `failure` and
@@ -24,6 +24,9 @@ from .errors import ConnectionFailed, Error, InterfaceError, OutcomeUnknown, pro
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 """A sequence for `$1 …`, a mapping for `:name`."""
 
+Seconds = float | None
+"""How long; `None` sets no limit."""
+
 ATTEMPTS = 3
 """How often a request is sent at most."""
 
@@ -36,18 +39,23 @@ FRAMES = "application/x-ndjson; frames=1"
 
 # What always runs in a transaction of the gateway's, beside its key: a CALL or a VACUUM may
 # have to run outside of one, and then no ledger knows of it.
-_ORDINARY = re.compile(
-    r"(?:\s|--[^\n]*(?:\n|$)|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/)*"
-    r"(?:select|insert|update|delete|merge|with|values|table)\b",
-    re.IGNORECASE,
-)
+_ORDINARY = "select insert update delete merge with values table"
+_BLANKS = r"(?:\s|--[^\n]*(?:\n|$)|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/)*"
 
 
-class Defaults(NamedTuple):
-    """What goes into each request unless a call says otherwise."""
+class Scope(NamedTuple):
+    """Where a request belongs and how long it may take."""
 
     target: str | None = None
     database: str | None = None
+    timeout: Seconds = None
+    """Seconds."""
+    transaction: str | None = None
+    """It has a target already."""
+    key: str | None = None
+    """Idempotency key."""
+    chosen: bool = False
+    """The key is the caller's own."""
 
 
 class Request(NamedTuple):
@@ -58,6 +66,8 @@ class Request(NamedTuple):
     """Chunks are sent as they come, once."""
     key: str | None = None
     """Idempotency key."""
+    chosen: bool = False
+    """The key is the caller's own, who so can send it again; else nobody knows it."""
     repeatable: bool = False
     """Running it twice does no harm, so it may be sent again when its answer was lost."""
     transaction: bool = False
@@ -82,100 +92,60 @@ class Answer(NamedTuple):
 
 
 def execute(
-    defaults: Defaults,
+    scope: Scope,
     sql: str,
     parameters: Parameters = None,
     *,
-    transaction: str | None = None,
-    timeout: float | None = None,
     read_only: bool = False,
     max_rows: int | None = None,
     frames: bool = False,
-    key: str | None = None,
 ) -> Request:
     """Run one statement; *frames* asks for lines instead of one document."""
-    members: dict[str, Any] = {"sql": sql}
-    if parameters is not None:
-        members["parameters"] = to_json(parameters)
-    if read_only:
-        members["read_only"] = True
-    if max_rows is not None:
-        members["max_rows"] = max_rows
-    request = _request("/execute", members, defaults, transaction, timeout, key, read_only)
+    members = {**_statement(sql, parameters), "max_rows": max_rows}
+    request = _request("/execute", members, scope, read_only)
     if frames:
         return request._replace(accept=FRAMES)
-    return request._replace(replayable=key is not None and _ORDINARY.match(sql) is not None)
+    return request._replace(replayable=scope.key is not None and _ordinary(sql))
 
 
 def batch(
-    defaults: Defaults,
+    scope: Scope,
     statements: Iterable[str | tuple[str, Parameters]],
     *,
-    transaction: str | None = None,
     isolation: str | None = None,
     read_only: bool = False,
-    timeout: float | None = None,
-    key: str | None = None,
 ) -> Request:
     """Run several statements, all or none."""
-    listed: list[dict[str, Any]] = []
-    for number, statement in enumerate(statements):
-        sql, parameters = (statement, None) if isinstance(statement, str) else statement
-        member: dict[str, Any] = {"sql": sql}
-        if parameters is not None:
-            member["parameters"] = to_json(parameters, f"statement {number}, ")
-        listed.append(member)
-    members: dict[str, Any] = {"statements": listed}
-    if isolation is not None:
-        members["isolation"] = _isolation(isolation)
-    if read_only:
-        members["read_only"] = True
-    request = _request("/batch", members, defaults, transaction, timeout, key, read_only)
-    return request._replace(replayable=key is not None)
+    listed = []
+    for number, each in enumerate(statements):
+        sql, parameters = (each, None) if isinstance(each, str) else each
+        listed.append(_statement(sql, parameters, f"statement {number}, "))
+    members = {"statements": listed, "isolation": _isolation(isolation)}
+    request = _request("/batch", members, scope, read_only)
+    return request._replace(replayable=scope.key is not None)
 
 
 def execute_many(
-    defaults: Defaults,
-    sql: str,
-    parameter_sets: Iterable[Sequence[Any] | Mapping[str, Any]],
-    *,
-    transaction: str | None = None,
-    timeout: float | None = None,
-    key: str | None = None,
+    scope: Scope, sql: str, parameter_sets: Iterable[Sequence[Any] | Mapping[str, Any]]
 ) -> Request:
     """Run one statement once for each set of parameters, all or none."""
     sets = [to_json(each, f"set {number}, ") for number, each in enumerate(parameter_sets)]
-    members = {"sql": sql, "parameter_sets": sets}
-    request = _request("/batch", members, defaults, transaction, timeout, key)
-    return request._replace(replayable=key is not None)
+    request = _request("/batch", {"sql": sql, "parameter_sets": sets}, scope)
+    return request._replace(replayable=scope.key is not None)
 
 
 def copy_in(
-    defaults: Defaults,
-    table: str,
-    body: bytes | Iterable[bytes],
-    *,
-    columns: Sequence[str] = (),
-    key: str | None = None,
+    scope: Scope, table: str, body: bytes | Iterable[bytes], *, columns: Sequence[str] = ()
 ) -> Request:
     """Fill *table* from CSV without a header line."""
-    query = _query(defaults, columns=",".join(columns) or None)
-    path = f"/copy/{_segment(table)}{query}"
-    return Request(path, body, key, content_type="text/csv; header=absent")
+    path = f"/copy/{_segment(table)}{_query(scope, columns=','.join(columns) or None)}"
+    return Request(path, body, scope.key, content_type="text/csv; header=absent")
 
 
-def outcome(defaults: Defaults, request: Request) -> Request:
+def outcome(scope: Scope, request: Request) -> Request:
     """Ask what became of *request*, whose answer was lost."""
-    path = f"/outcomes/{_segment(request.key or '')}{_query(defaults)}"
+    path = f"/outcomes/{_segment(request.key or '')}{_query(scope)}"
     return Request(path, b"", request.key, repeatable=True, method="GET")
-
-
-def _query(defaults: Defaults, **more: str | None) -> str:
-    from urllib.parse import quote, urlencode
-
-    asked = {**more, "target": defaults.target, "database": defaults.database}
-    given = {name: text for name, text in asked.items() if text is not None}
-    return "?" + urlencode(given, quote_via=quote, safe="") if given else ""
 
 
 def exchange(identity: Mapping[str, Any]) -> Request:
@@ -184,24 +154,20 @@ def exchange(identity: Mapping[str, Any]) -> Request:
 
 
 def begin(
-    defaults: Defaults,
+    scope: Scope,
     *,
     isolation: str | None = None,
     read_only: bool = False,
     deferrable: bool = False,
-    idle_timeout: float | None = None,
+    idle_timeout: Seconds = None,
 ) -> Request:
     """Open a transaction."""
-    members: dict[str, Any] = {}
-    if isolation is not None:
-        members["isolation"] = _isolation(isolation)
-    if read_only:
-        members["read_only"] = True
-    if deferrable:
-        members["deferrable"] = True
-    if idle_timeout is not None:
-        members["idle_timeout"] = idle_timeout
-    return _request("/transactions", members, defaults, None, None, None)
+    members = {
+        "isolation": _isolation(isolation),
+        "deferrable": deferrable or None,
+        "idle_timeout": idle_timeout,
+    }
+    return _request("/transactions", members, scope, read_only)._replace(repeatable=False)
 
 
 def commit(transaction: str, key: str | None = None) -> Request:
@@ -224,7 +190,7 @@ def new_key(random_bytes: bytes) -> str:
     return f"{number:032x}"
 
 
-def headers(request: Request, *, host: str, remaining: float | None) -> dict[str, str]:
+def headers(request: Request, *, host: str, remaining: Seconds) -> dict[str, str]:
     """The headers of one attempt, credentials excepted.
 
     Args:
@@ -239,35 +205,52 @@ def headers(request: Request, *, host: str, remaining: float | None) -> dict[str
     return fields
 
 
+def _statement(sql: str, parameters: Parameters, where: str = "") -> dict[str, Any]:
+    member: dict[str, Any] = {"sql": sql}
+    if parameters is not None:
+        member["parameters"] = to_json(parameters, where)
+    return member
+
+
 def _request(
-    path: str,
-    members: dict[str, Any],
-    defaults: Defaults,
-    transaction: str | None,
-    timeout: float | None,
-    key: str | None,
-    repeatable: bool = False,
+    path: str, members: Mapping[str, Any], scope: Scope, read_only: bool = False
 ) -> Request:
-    if transaction is not None:
-        members["transaction"] = transaction
-    else:
-        if defaults.target is not None:
-            members["target"] = defaults.target
-        if defaults.database is not None:
-            members["database"] = defaults.database
-    if timeout is not None:
-        members["timeout"] = timeout
+    key = scope.key
     if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
         raise ValueError("an idempotency key is 1 to 255 printable ASCII characters")
-    return Request(path, _document(members), key, repeatable, transaction is not None)
+    inside = scope.transaction is not None
+    place = (
+        {"transaction": scope.transaction}
+        if inside
+        else {"target": scope.target, "database": scope.database}
+    )
+    given = {**members, "read_only": read_only or None, **place, "timeout": scope.timeout}
+    body = _document({name: value for name, value in given.items() if value is not None})
+    return Request(path, body, key, scope.chosen, repeatable=read_only, transaction=inside)
+
+
+def _ordinary(sql: str) -> bool:
+    words = _ORDINARY.split()
+    # Most begin with such a word and a blank; what does not is worth a pattern.
+    if sql.partition(" ")[0].lower() in words:
+        return True
+    return re.match(rf"{_BLANKS}(?:{'|'.join(words)})\b", sql, re.IGNORECASE) is not None
+
+
+def _query(scope: Scope, **more: str | None) -> str:
+    from urllib.parse import quote, urlencode
+
+    asked = {**more, "target": scope.target, "database": scope.database}
+    given = {name: text for name, text in asked.items() if text is not None}
+    return "?" + urlencode(given, quote_via=quote, safe="") if given else ""
 
 
 def _document(members: Mapping[str, Any]) -> bytes:
     return json.dumps(members, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _isolation(text: str) -> str:
-    return text.lower().replace(" ", "_")
+def _isolation(text: str | None) -> str | None:
+    return text and text.lower().replace(" ", "_")
 
 
 def _segment(text: str) -> str:
@@ -368,8 +351,19 @@ def failure(request: Request, reason: str, *, sent: bool, ledger: bool = False) 
     )
 
 
+def last_word(request: Request, error: Error) -> None:
+    """*error* ends the call: what was harmless with the key of *request* is so for whoever has it.
+
+    A caller who did not choose the key would call again under another one, and might do
+    twice what was done.
+    """
+    if error.outcome == "unknown" and error.retry == "safe" and not request.chosen:
+        error.retry = "unknown"
+        error.hint = "to send it again is harmless only with key=error.key"
+
+
 def pause(
-    request: Request, error: Error, *, attempt: int, remaining: float | None, jitter: float
+    request: Request, error: Error, *, attempt: int, remaining: Seconds, jitter: float
 ) -> float | None:
     """Seconds to wait before *request* is sent again, or `None` if it must not be.
 

@@ -112,7 +112,7 @@ def parse(text: bytes, *, exact: bool = False) -> Any:
     return json.loads(text)
 
 
-def result(document: Mapping[str, Any], types: Types = {}) -> Result:  # noqa: B006
+def result(document: Mapping[str, Any], types: Types | None = None) -> Result:
     """The rows of one answer as Python values."""
     columns = tuple(Column(each["name"], each["type"]) for each in document["columns"])
     return Result(
@@ -125,7 +125,7 @@ def result(document: Mapping[str, Any], types: Types = {}) -> Result:  # noqa: B
     )
 
 
-def _read(columns: Sequence[Column], rows: list[Any], types: Types) -> list[Any]:
+def _read(columns: Sequence[Column], rows: list[Any], types: Types | None) -> list[Any]:
     readers = [(at, reader(column.type, types)) for at, column in enumerate(columns)]
     readings = [(at, read) for at, read in readers if read is not None]
     for row in rows if readings else ():
@@ -141,7 +141,7 @@ class Frames:
     Bytes go in as they come; nothing is kept but the line that is not complete yet.
     """
 
-    def __init__(self, types: Types = {}, *, exact: bool = False) -> None:  # noqa: B006
+    def __init__(self, types: Types | None = None, *, exact: bool = False) -> None:
         self.columns: tuple[Column, ...] | None = None
         self.end: Mapping[str, Any] | None = None
         """The last frame: `{"end": …}` or `{"error": …}`; without one it is incomplete."""

@@ -259,9 +259,9 @@ def _json(value: Any, where: str) -> Any:
 # JSON to values ---------------------------------------------------------------------------
 
 
-def reader(kind: str, types: Types = {}) -> Callable[[Any], Any] | None:  # noqa: B006
+def reader(kind: str, types: Types | None = None) -> Callable[[Any], Any] | None:
     """What turns the JSON of a column of type *kind* into its value; `None`: it is already."""
-    if kind in types:
+    if types and kind in types:
         return types[kind]
     if kind.startswith("_"):
         each = reader(kind[1:], types)
@@ -289,22 +289,14 @@ def _or_text(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return read_or_keep
 
 
-def _numeric() -> Callable[[Any], Any]:
-    from decimal import Decimal
+def _named(module: str, name: str) -> Callable[[], Callable[[Any], Any]]:
+    def made() -> Callable[[Any], Any]:
+        from importlib import import_module
 
-    return Decimal
+        make: Callable[[Any], Any] = getattr(import_module(module), name)
+        return make
 
-
-def _uuid() -> Callable[[Any], Any]:
-    from uuid import UUID
-
-    return UUID
-
-
-def _bytea() -> Callable[[Any], Any]:
-    from binascii import a2b_base64
-
-    return a2b_base64
+    return made
 
 
 def _date() -> Callable[[Any], Any]:
@@ -329,25 +321,26 @@ def _time() -> Callable[[Any], Any]:
     return _or_text(parse)
 
 
-_SHORT = re.compile(r"\.(\d{1,5})(?!\d)|([+-]\d\d)$")
+# Patterns are compiled, and kept by `re`, when a value needs them.
+_SHORT = r"\.(\d{1,5})(?!\d)|([+-]\d\d)$"
 
 
 def _full(text: str) -> str:
     """*text* with 6 digits after the point and minutes in the offset, as Python 3.10 wants it."""
     if "." not in text and len(text) in (8, 19, 25):
         return text
-    return _SHORT.sub(lambda m: f".{m[1]:0<6}" if m[1] else f"{m[2]}:00", text)
+    return re.sub(_SHORT, lambda m: f".{m[1]:0<6}" if m[1] else f"{m[2]}:00", text)
 
 
 # PostgreSQL manual, 8.5.5 "Interval Output", style `postgres`.
-_INTERVAL = re.compile(
+_INTERVAL = (
     r"(?:([+-]?\d+) years? ?)?(?:([+-]?\d+) mons? ?)?(?:([+-]?\d+) days? ?)?"
     r"(?:([+-]?)(\d+):(\d\d):(\d\d)(?:\.(\d{1,6}))?)?"
 )
 
 
 def _interval(text: str) -> Interval | str:
-    match = _INTERVAL.fullmatch(text)
+    match = re.fullmatch(_INTERVAL, text)
     if not match or not text:
         return text
     years, months, days, sign, hours, minutes, seconds, fraction = match.groups(default="")
@@ -359,8 +352,8 @@ def _interval(text: str) -> Interval | str:
 
 
 _BOUND = r'("(?:[^"\\]|\\.|"")*"|[^",()\[\]{}]*)'
-_RANGE = re.compile(rf"([\[(]){_BOUND},{_BOUND}([\])])")
-_ESCAPED = re.compile(r'\\(.)|"(")', re.DOTALL)
+_RANGE = rf"([\[(]){_BOUND},{_BOUND}([\])])"
+_ESCAPED = r'(?s)\\(.)|"(")'
 
 
 def _range(make: Callable[[], Callable[[Any], Any]]) -> Callable[[], Callable[[Any], Any]]:
@@ -369,7 +362,7 @@ def _range(make: Callable[[], Callable[[Any], Any]]) -> Callable[[], Callable[[A
 
         def bound(text: str) -> Any:
             if text.startswith('"'):
-                text = _ESCAPED.sub(lambda m: m[1] or m[2], text[1:-1])
+                text = re.sub(_ESCAPED, lambda m: m[1] or m[2], text[1:-1])
             elif not text:
                 return None
             return read(text)
@@ -377,7 +370,7 @@ def _range(make: Callable[[], Callable[[Any], Any]]) -> Callable[[], Callable[[A
         def read_range(text: str) -> Any:
             if text == "empty":
                 return Range(empty=True)
-            match = _RANGE.fullmatch(text)
+            match = re.fullmatch(_RANGE, text)
             if match is None:
                 return text
             return Range(bound(match[2]), bound(match[3]), match[1] + match[4])
@@ -390,32 +383,32 @@ def _range(make: Callable[[], Callable[[Any], Any]]) -> Callable[[], Callable[[A
 def _multirange(kind: str) -> Callable[[], Callable[[Any], Any]]:
     def made() -> Callable[[Any], Any]:
         read = _READERS[kind]()
-        return lambda text: Multirange(read(match[0]) for match in _RANGE.finditer(text))
+        return lambda text: Multirange(read(match[0]) for match in re.finditer(_RANGE, text))
 
     return made
 
 
 # Made on first use: a function that reads no numeric does not import decimal.
 _READERS: dict[str, Callable[[], Callable[[Any], Any]]] = {
-    "numeric": _numeric,
+    "numeric": _named("decimal", "Decimal"),
     "float4": lambda: float,
     "float8": lambda: float,
-    "bytea": _bytea,
+    "bytea": _named("binascii", "a2b_base64"),
     "date": _date,
     "timestamp": _timestamp,
     "timestamptz": _timestamp,
     "time": _time,
     "timetz": _time,
     "interval": lambda: _interval,
-    "uuid": _uuid,
+    "uuid": _named("uuid", "UUID"),
 }
-for _name, _make in (
+for _name, _of in (
     ("int4", lambda: int),
     ("int8", lambda: int),
-    ("num", _numeric),
+    ("num", _READERS["numeric"]),
     ("date", _date),
     ("ts", _timestamp),
     ("tstz", _timestamp),
 ):
-    _READERS[f"{_name}range"] = _range(_make)
+    _READERS[f"{_name}range"] = _range(_of)
     _READERS[f"{_name}multirange"] = _multirange(f"{_name}range")

@@ -5,26 +5,34 @@
         async with db.transaction() as tx:
             left = await tx.scalar("select quantity from stock where id = $1 for update", [7])
 
-What a call does is in `_core`, as for `sync`; the methods are described there.
+What the words mean is in `_words`, what a call does in `_core`, as for `sync`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._core import Core, Flow, Flows, Send, Streaming, TransactionFlows
+from ._core import (
+    ClientShell,
+    StatementsShell,
+    StreamShell,
+    TransactionFlows,
+    TransactionShell,
+    like,
+)
 from ._http import CONNECT_TIMEOUT, GRACE, MAX_IDLE, MAX_KEPT, NoAnswer, Origin
-from ._protocol import Answer, Parameters
-from ._result import Column, Result
+from ._protocol import Answer
+from ._words import Flow, Flows, Send, Streaming
 from .errors import Error
 
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Concatenate, ParamSpec
 
-    from ._core import Isolation
-    from ._values import Types
+    P = ParamSpec("P")
 
 T = TypeVar("T")
 
@@ -37,6 +45,8 @@ class AsyncHttp:
         self._cafile = cafile
         self._loop: asyncio.AbstractEventLoop | None = None
         self._transport: Any = None
+        self._busy = 0
+        self._last = time.time()
 
     async def send(self, what: Send) -> Answer:
         """Send one request and read its answer; of a stream only its head."""
@@ -56,11 +66,14 @@ class AsyncHttp:
             content=body,
             extensions={"timeout": {"connect": connect, "read": left, "write": left, "pool": left}},
         )
+        self._busy += 1
+        streams = False
         try:
-            response = await self._open().handle_async_request(request)
+            response = await (await self._open()).handle_async_request(request)
             headers = {name.lower(): value for name, value in response.headers.items()}
-            if what.stream and 200 <= response.status_code < 300:
-                return Answer(response.status_code, headers, AsyncBody(response))
+            streams = what.stream and 200 <= response.status_code < 300
+            if streams:
+                return Answer(response.status_code, headers, AsyncBody(response, self._ended))
             try:
                 text = await response.aread()
             finally:
@@ -71,6 +84,9 @@ class AsyncHttp:
             raise NoAnswer(_reason(error), sent=False) from error
         except httpx2.TransportError as error:
             raise NoAnswer(_reason(error), sent=True) from error
+        finally:
+            if not streams:
+                self._ended()
         return Answer(response.status_code, headers, text)
 
     async def close(self) -> None:
@@ -79,8 +95,15 @@ class AsyncHttp:
         if transport is not None and self._loop is asyncio.get_running_loop():
             await transport.aclose()
 
-    def _open(self) -> Any:
+    def _ended(self) -> None:
+        self._busy -= 1
+        self._last = time.time()
+
+    async def _open(self) -> Any:
         loop = asyncio.get_running_loop()
+        if self._busy == 1 and not 0 <= time.time() - self._last < MAX_IDLE:
+            # The wall clock: it goes on while a function is frozen, that of httpx2 may not.
+            await self.close()
         if self._transport is None or self._loop is not loop:
             import ssl
 
@@ -104,9 +127,10 @@ class AsyncHttp:
 class AsyncBody:
     """An answer's body, piece by piece."""
 
-    def __init__(self, response: Any) -> None:
+    def __init__(self, response: Any, ended: Callable[[], None]) -> None:
         self._response = response
         self._pieces = response.aiter_raw()
+        self._ended: Callable[[], None] | None = ended
 
     async def read(self) -> bytes:
         """What has come, at least a byte; nothing at the end. NoAnswer if it broke off."""
@@ -115,14 +139,20 @@ class AsyncBody:
         try:
             data: bytes = await anext(self._pieces, b"")
         except httpx2.TransportError as error:
+            await self.close()
             raise NoAnswer(_reason(error), sent=True) from error
         if not data:
-            await self._response.aclose()
+            await self.close()
         return data
 
     async def close(self) -> None:
         """Want no more of it: the connection is closed, and the statement stopped."""
-        await self._response.aclose()
+        ended, self._ended = self._ended, None
+        try:
+            await self._response.aclose()
+        finally:
+            if ended is not None:
+                ended()
 
 
 async def _pieces(body: Iterable[bytes]) -> AsyncIterator[bytes]:
@@ -134,147 +164,32 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
-class AsyncStatements:
+def _awaited(
+    flow: Callable[Concatenate[Any, P], Flow[T]],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """The method that runs *flow* to its end."""
+
+    async def run(self: AsyncStatements, /, *args: P.args, **options: P.kwargs) -> T:
+        return await self._run(flow(self._flows, *args, **options))
+
+    return like(flow, run)
+
+
+class AsyncStatements(StatementsShell["AsyncStream"]):
     """What a client and a transaction have in common: ways to run statements."""
 
-    _flows: Flows
     _http: AsyncHttp
 
-    async def execute(
-        self,
-        sql: str,
-        params: Parameters = None,
-        *,
-        timeout: float | None = None,
-        read_only: bool = False,
-        max_rows: int | None = None,
-        key: str | None = None,
-    ) -> Result:
-        """Run one statement; return its rows and what it did."""
-        return await self._run(
-            self._flows.execute(
-                sql, params, timeout=timeout, read_only=read_only, max_rows=max_rows, key=key
-            )
-        )
+    execute = _awaited(Flows.execute)
+    query = _awaited(Flows.query)
+    query_one = _awaited(Flows.query_one)
+    scalar = _awaited(Flows.scalar)
+    execute_many = _awaited(Flows.execute_many)
+    batch = _awaited(Flows.batch)
+    copy_in = _awaited(Flows.copy_in)
 
-    @overload
-    async def query(
-        self,
-        sql: str,
-        params: Parameters = None,
-        *,
-        timeout: float | None = None,
-        read_only: bool = False,
-    ) -> list[dict[str, Any]]: ...
-    @overload
-    async def query(
-        self,
-        sql: str,
-        params: Parameters = None,
-        *,
-        into: Callable[..., T],
-        timeout: float | None = None,
-        read_only: bool = False,
-    ) -> list[T]: ...
-    async def query(
-        self,
-        sql: str,
-        params: Parameters = None,
-        *,
-        into: Callable[..., Any] = dict,
-        timeout: float | None = None,
-        read_only: bool = False,
-    ) -> list[Any]:
-        """The rows, each in the form of *into*."""
-        return await self._run(self._flows.query(sql, params, into, timeout, read_only))
-
-    @overload
-    async def query_one(
-        self,
-        sql: str,
-        params: Parameters = None,
-        *,
-        timeout: float | None = None,
-        read_only: bool = False,
-    ) -> dict[str, Any] | None: ...
-    @overload
-    async def query_one(
-        self,
-        sql: str,
-        params: Parameters = None,
-        *,
-        into: Callable[..., T],
-        timeout: float | None = None,
-        read_only: bool = False,
-    ) -> T | None: ...
-    async def query_one(
-        self,
-        sql: str,
-        params: Parameters = None,
-        *,
-        into: Callable[..., Any] = dict,
-        timeout: float | None = None,
-        read_only: bool = False,
-    ) -> Any:
-        """The only row in the form of *into*, `None` without one; NotOneRow if several."""
-        return await self._run(self._flows.query_one(sql, params, into, timeout, read_only))
-
-    async def scalar(
-        self,
-        sql: str,
-        params: Parameters = None,
-        *,
-        timeout: float | None = None,
-        read_only: bool = False,
-    ) -> Any:
-        """The first column of the first row; `None` without a row."""
-        return await self._run(self._flows.scalar(sql, params, timeout, read_only))
-
-    async def execute_many(
-        self,
-        sql: str,
-        sets: Iterable[Sequence[Any] | Mapping[str, Any]],
-        *,
-        timeout: float | None = None,
-        key: str | None = None,
-    ) -> list[Result]:
-        """Run one statement for each set of parameters, all or none; one result each."""
-        return await self._run(self._flows.execute_many(sql, sets, timeout, key))
-
-    async def batch(
-        self,
-        statements: Iterable[str | tuple[str, Parameters]],
-        *,
-        isolation: Isolation | None = None,
-        read_only: bool = False,
-        timeout: float | None = None,
-        key: str | None = None,
-    ) -> list[Result]:
-        """Run several statements in one request, all or none; one result each."""
-        return await self._run(self._flows.batch(statements, isolation, read_only, timeout, key))
-
-    def stream(
-        self,
-        sql: str,
-        params: Parameters = None,
-        *,
-        into: Callable[..., Any] = tuple,
-        timeout: float | None = None,
-        read_only: bool = False,
-    ) -> AsyncStream:
-        """The rows as they come, however many: iterate, best in an `async with` block."""
-        return AsyncStream(self, sql, params, into, timeout, read_only)
-
-    async def copy_in(
-        self,
-        table: str,
-        rows: Any,
-        *,
-        columns: Sequence[str] = (),
-        timeout: float | None = None,
-    ) -> int:
-        """Fill *table* with *rows*, which may be an async iterable; how many there were."""
-        return await self._run(self._flows.copy_in(table, rows, columns, timeout))
+    def _stream(self, rows: Streaming) -> AsyncStream:
+        return AsyncStream(self, rows)
 
     async def _run(self, flow: Flow[T]) -> T:
         told: Any = None
@@ -303,54 +218,23 @@ class AsyncStatements:
             data = await body.read()
         except NoAnswer as gone:
             raise rows.cut(gone.reason) from gone
-        if data:
-            return rows.feed(data)
-        rows.finish()
-        return None
+        return rows.piece(data)
 
     async def _stop(self, body: AsyncBody) -> None:
         await body.close()
 
 
-class AsyncClient(AsyncStatements):
+class AsyncClient(ClientShell["str | Awaitable[str]", Any, "AsyncTransaction"], AsyncStatements):
     """Runs statements through one gateway; arguments as for `Client`.
 
     *token* and *credentials* may also be coroutine functions.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        token: str | Callable[[], str | Awaitable[str]] | None = None,
-        access_key: str | None = None,
-        secret_key: str | None = None,
-        session_token: str | None = None,
-        iam_audience: str | None = None,
-        credentials: Callable[[], Any] | None = None,
-        target: str | None = None,
-        database: str | None = None,
-        timeout: float | None = None,
-        cafile: str | None = None,
-        types: Types | None = None,
-        exact_json: bool = False,
-    ) -> None:
-        self._flows = self._core = Core(
-            url,
-            token=token,
-            access_key=access_key,
-            secret_key=secret_key,
-            session_token=session_token,
-            iam_audience=iam_audience,
-            credentials=credentials,
-            target=target,
-            database=database,
-            timeout=timeout,
-            cafile=cafile,
-            types=types,
-            exact_json=exact_json,
-        )
-        self._http = AsyncHttp(self._core.origin, cafile=self._core.cafile)
+    def _open(self) -> AsyncHttp:
+        return AsyncHttp(self._core.origin, cafile=self._core.cafile)
+
+    def _transaction(self, flows: TransactionFlows) -> AsyncTransaction:
+        return AsyncTransaction(self._http, flows)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -358,45 +242,16 @@ class AsyncClient(AsyncStatements):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def __repr__(self) -> str:
-        return f"<pgsluice.AsyncClient {self._core.origin.header}>"
-
     async def close(self) -> None:
         """Close the connections; a later statement opens a new one."""
         await self._http.close()
 
-    def transaction(
-        self,
-        *,
-        isolation: Isolation | None = None,
-        read_only: bool = False,
-        deferrable: bool = False,
-        idle_timeout: float | None = None,
-        timeout: float | None = None,
-        attempts: int = 5,
-    ) -> AsyncTransaction:
-        """A transaction over several calls, for `async with`."""
-        flows = TransactionFlows(
-            self._core,
-            isolation=isolation,
-            read_only=read_only,
-            deferrable=deferrable,
-            idle_timeout=idle_timeout,
-            timeout=timeout,
-            attempts=attempts,
-        )
-        return AsyncTransaction(self, flows)
 
-
-class AsyncTransaction(AsyncStatements):
+class AsyncTransaction(TransactionShell, AsyncStatements):
     """Statements that happen together or not at all. For one task at a time."""
 
-    def __init__(self, client: AsyncClient, flows: TransactionFlows) -> None:
-        self._flows = self._life = flows
-        self._http = client._http
-
-    def __repr__(self) -> str:
-        return f"<pgsluice.AsyncTransaction {'open' if self._life.id else 'not open'}>"
+    commit = _awaited(TransactionFlows.commit)
+    rollback = _awaited(TransactionFlows.rollback)
 
     async def __aenter__(self) -> AsyncTransaction:
         await self._run(self._life.begin())
@@ -416,14 +271,6 @@ class AsyncTransaction(AsyncStatements):
             await asyncio.wait([ending])
             raise
 
-    async def commit(self) -> None:
-        """Make it permanent."""
-        await self._run(self._life.commit())
-
-    async def rollback(self) -> None:
-        """Undo it; that it has ended already is no error."""
-        await self._run(self._life.rollback())
-
     async def run(self, work: Callable[[AsyncTransaction], Awaitable[T]]) -> T:
         """Begin, await *work* with this, commit; all of it again where that is safe."""
         attempt = 0
@@ -439,20 +286,12 @@ class AsyncTransaction(AsyncStatements):
             await asyncio.sleep(wait)
 
 
-class AsyncStream:
+class AsyncStream(StreamShell):
     """The rows of one statement, as they come."""
 
-    def __init__(
-        self,
-        statements: AsyncStatements,
-        sql: str,
-        params: Parameters,
-        into: Callable[..., Any],
-        timeout: float | None,
-        read_only: bool,
-    ) -> None:
+    def __init__(self, statements: AsyncStatements, rows: Streaming) -> None:
         self._statements = statements
-        self._rows = Streaming(statements._flows, sql, params, into, timeout, read_only)
+        self._rows = rows
         self._body: AsyncBody | None = None
         self._iterator: AsyncIterator[Any] | None = None
 
@@ -469,21 +308,6 @@ class AsyncStream:
 
     async def __anext__(self) -> Any:
         return await anext(await self._begin())
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        """Names and types; known once it has begun."""
-        return self._rows.columns
-
-    @property
-    def row_count(self) -> int | None:
-        """How many rows there were; known at the end."""
-        return self._rows.row_count
-
-    @property
-    def command(self) -> str | None:
-        """`SELECT`, `INSERT` …; known at the end."""
-        return self._rows.command
 
     async def close(self) -> None:
         """Want no more rows; the statement is stopped."""

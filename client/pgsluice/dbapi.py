@@ -21,7 +21,9 @@ from datetime import datetime as Timestamp
 from datetime import time as Time
 from typing import TYPE_CHECKING, Any
 
-from ._core import Flows, Streaming, TransactionFlows
+from . import _protocol
+from ._core import TransactionFlows
+from ._words import Flows, Streaming
 from .errors import (
     DatabaseError,
     DataError,
@@ -235,20 +237,19 @@ class Connection:
             level = (self.isolation_level or "").upper().replace("_", " ") or None
             # PostgreSQL treats it as read committed and shows it as what it was called.
             uncommitted = level == "READ UNCOMMITTED"
-            transaction = TransactionFlows(
-                self.client._core,
+            core = self.client._core
+            begin = _protocol.begin(
+                core.place,
                 isolation=None if uncommitted else level,
                 read_only=self.read_only,
                 deferrable=self.deferrable,
-                idle_timeout=None,
-                timeout=None,
-                attempts=1,
             )
+            transaction = TransactionFlows(core, begin)
             self.client._run(transaction.begin())
             self._transaction = transaction
             if uncommitted:
                 word = f"set transaction isolation level {level}"
-                self.client._run(transaction.execute(word, None, timeout=None))
+                self.client._run(transaction.execute(word))
         return self._transaction
 
 
@@ -289,7 +290,7 @@ class Cursor:
         if self.streams:
             self._open(Streaming(flows, operation, parameters, tuple, None, False))
             return self
-        result = self.connection.client._run(flows.execute(operation, parameters, timeout=None))
+        result = self.connection.client._run(flows.execute(operation, parameters))
         if result.columns:
             self._describe(result.columns)
             self._rows = deque(result.rows)
@@ -306,7 +307,7 @@ class Cursor:
         size = len(sets) or 1 if self.connection.autocommit else SETS
         count = 0
         for at in range(0, len(sets), size):
-            part = flows.execute_many(operation, sets[at : at + size], None, None)
+            part = flows.execute_many(operation, sets[at : at + size])
             count += sum(each.row_count for each in self.connection.client._run(part))
         self.rowcount = count
         return self

@@ -178,7 +178,11 @@ class RequestTooLarge(OperationalError):
 
 
 class OutcomeUnknown(OperationalError):
-    """The answer was lost: it may have happened or not. Look before sending it again."""
+    """The answer was lost: it may have happened or not. Look before sending it again.
+
+    `retry` is `safe` only if the caller chose the key and the gateway keeps it: sent again
+    with that key it happens once. Else `key` is the one that was chosen for it.
+    """
 
     code = "outcome_unknown"
     retry = "unknown"
@@ -264,47 +268,23 @@ class AuthUnavailable(OperationalError):
     retry = "safe"
 
 
+# The classes with a code of their own, not one of all their kind, and who has which else.
 _BY_CODE: dict[str, type[Error]] = {
-    "invalid_request": ProgrammingError,
-    "invalid_parameter": DataError,
-    "statement_refused": ProgrammingError,
-    "not_found": ProgrammingError,
-    "method_not_allowed": InterfaceError,
-    "not_acceptable": InterfaceError,
-    "unsupported_media_type": InterfaceError,
-    "slow_request": OperationalError,
-    "result_not_kept": OperationalError,
-    "claims_unsafe": OperationalError,
-    "secret_invalid": OperationalError,
-    "secret_unavailable": OperationalError,
-    "transaction_busy": OperationalError,
-    "unsupported_result": NotSupportedError,
-    "internal": InternalError,
-    **{
-        kind.code: kind
-        for kind in (
-            SerializationFailure,
-            Deadlock,
-            TransactionFailed,
-            TransactionGone,
-            StatementTimeout,
-            ResultTooLarge,
-            RequestTooLarge,
-            OutcomeUnknown,
-            Unauthenticated,
-            TokenExpired,
-            Forbidden,
-            KeyInProgress,
-            KeyReused,
-            QueueFull,
-            RateLimited,
-            QueueTimeout,
-            DatabaseUnavailable,
-            Draining,
-            AuthUnavailable,
-        )
-    },
+    kind.code: kind
+    for kind in list(globals().values())
+    if isinstance(kind, type) and issubclass(kind, OperationalError | ProgrammingError)
+    if "code" in vars(kind)
 }
+for _kind, _codes in (
+    (ProgrammingError, "invalid_request statement_refused not_found"),
+    (DataError, "invalid_parameter"),
+    (InterfaceError, "method_not_allowed not_acceptable unsupported_media_type"),
+    (OperationalError, "slow_request result_not_kept claims_unsafe login_refused"),
+    (OperationalError, "secret_invalid secret_unavailable transaction_busy"),
+    (NotSupportedError, "unsupported_result"),
+    (InternalError, "internal"),
+):
+    _BY_CODE.update(dict.fromkeys(_codes.split(), _kind))
 
 _BY_SQLSTATE: dict[str, type[Error]] = {
     "23502": NotNullViolation,

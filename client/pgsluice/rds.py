@@ -83,7 +83,7 @@ class RdsDataClient:
         request = _protocol.Request(
             f"/{path}",
             body,
-            None if transaction or path == "BeginTransaction" else core.scope(None, False)[2],
+            None if transaction or path == "BeginTransaction" else core.scope().key,
             repeatable=path == "RollbackTransaction",
             transaction=transaction,
         )

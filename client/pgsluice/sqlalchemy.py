@@ -298,7 +298,7 @@ class Dialect(PGDialect):
     def do_ping(self, dbapi_connection: Any) -> bool:
         """Whether the gateway answers; a transaction is not begun for it."""
         client = dbapi_connection.client
-        client._run(client._core.execute("select 1", None, timeout=None, read_only=True))
+        client._run(client._core.execute("select 1", read_only=True))
         return True
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
@@ -323,7 +323,17 @@ class _Waiting:
         await_(self.client._stop(body))
 
 
+class _AsyncCursor(dbapi.Cursor):
+    async def _async_soft_close(self) -> None:
+        """Awaited when a result leaves the greenlet: its rows are all here already."""
+
+
 class _AsyncConnection(dbapi.Connection):
+    def cursor(self, *, stream: bool = False) -> dbapi.Cursor:
+        """A new cursor."""
+        self._check()
+        return _AsyncCursor(self, stream=stream)
+
     @property
     def driver_connection(self) -> Any:
         """The `AsyncClient`."""

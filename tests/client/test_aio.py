@@ -67,6 +67,23 @@ def test_both_shells_promise_the_same_types(ordinary: type, awaited: type) -> No
         assert said(method) == said(theirs[ENDS.get(name, name)]), name
 
 
+def test_what_is_made_of_a_flow_looks_like_a_method_of_its_shell() -> None:
+    for ordinary, awaited in PAIRS:
+        for name, method in words(ordinary).items():
+            other = words(awaited)[ENDS.get(name, name)]
+            if name.startswith("_") or isinstance(method, property):
+                continue
+            assert inspect.getdoc(other) and inspect.getdoc(method), name
+            assert method.__name__ == other.__name__ == name
+            assert not inspect.iscoroutinefunction(method), name
+            later = name in ("stream", "transaction")
+            assert inspect.iscoroutinefunction(other) is not later, name
+            for each in (method, other):
+                assert "Flow" not in str(inspect.signature(each))
+    assert inspect.signature(sync.Client.execute).return_annotation == "Result"
+    assert inspect.getdoc(aio.AsyncClient.query) == inspect.getdoc(sync.Client.query)
+
+
 @pytest.fixture
 async def db(shared_gateway: Gateway) -> AsyncIterator[pgsluice.AsyncClient]:
     async with pgsluice.AsyncClient(
@@ -176,6 +193,41 @@ async def test_a_token_may_be_awaited(shared_gateway: Gateway) -> None:
 
     async with pgsluice.AsyncClient(shared_gateway.url, token=token) as client:
         assert await client.scalar("select 1") == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("own", [True, False], ids=["own key", "no key"])
+async def test_to_send_again_what_was_lost_is_called_safe_only_to_who_has_its_key(
+    own: bool,
+) -> None:
+    asked: list[bytes] = []
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # The first is answered, by a gateway with a ledger; the others are lost.
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b"}")
+        asked.append(head)
+        if len(asked) == 1:
+            body = b'{"columns":[],"rows":[],"row_count":1,"command":"INSERT 0 1"}'
+            writer.write(
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n"
+                b"x-gateway-idempotency: database\r\ncontent-length: %d\r\n\r\n%b"
+                % (len(body), body)
+            )
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(once, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with pgsluice.AsyncClient(f"http://127.0.0.1:{port}", token="t") as client:
+        await client.execute("insert into t values (1)")
+        with pytest.raises(pgsluice.OutcomeUnknown) as caught:
+            await client.execute("insert into t values (2)", key="mine" if own else None)
+    assert len(asked) == 4
+    assert (caught.value.outcome, caught.value.retry) == ("unknown", "safe" if own else "unknown")
+    assert f"idempotency-key: {caught.value.key}".encode() in asked[-1].lower()
+    server.close()
+    await server.wait_closed()
 
 
 @pytest.mark.anyio

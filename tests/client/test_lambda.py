@@ -87,6 +87,25 @@ def test_threads_take_the_deadline_along_when_told_to(server: Gateway, db: pgslu
     assert deadlines(server)[0] is not None
 
 
+def test_nothing_is_printed_or_logged(
+    server: Gateway,
+    db: pgsluice.Client,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG")
+    lost = problem(503, "Retry-After: 0\r\n", code="queue_timeout", retry="safe")
+    server.script(lost, answer(ONE), problem(400, code="database_error", sqlstate="23505"), reset)
+    with pgsluice.lambda_deadline(Context(10)):
+        db.execute("select 1")
+        with pytest.raises(pgsluice.UniqueViolation):
+            db.execute("insert into t values (1)")
+        with pytest.raises(pgsluice.OutcomeUnknown):
+            db.execute("call p()")
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+
+
 # The role it runs under
 
 

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pgsluice import Interval, Json, _protocol, _result
-from pgsluice._protocol import Answer, Defaults, Request
+from pgsluice._protocol import Answer, Request, Scope
 
 UTC = timezone.utc  # noqa: UP017 - the client's oldest Python
-NONE = Defaults()
+NONE = Scope()
 WRITE = Request("/execute", b"{}", key="k")
 READ = Request("/execute", b"{}", repeatable=True)
 
@@ -41,7 +41,7 @@ def column(kind: str, *values: Any) -> list[Any]:
 
 
 def test_defaults_go_into_every_request_of_their_own() -> None:
-    request = _protocol.execute(Defaults("shop", "db"), "select 1", timeout=2.5, read_only=True)
+    request = _protocol.execute(Scope("shop", "db", timeout=2.5), "select 1", read_only=True)
     assert body(request) == {
         "sql": "select 1",
         "target": "shop",
@@ -53,7 +53,7 @@ def test_defaults_go_into_every_request_of_their_own() -> None:
 
 
 def test_a_statement_in_a_transaction_names_the_transaction_and_no_target() -> None:
-    request = _protocol.execute(Defaults("shop", "db"), "select 1", transaction="t1")
+    request = _protocol.execute(Scope("shop", "db", transaction="t1"), "select 1")
     assert body(request) == {"sql": "select 1", "transaction": "t1"}
     assert request.transaction and not request.repeatable
 
@@ -96,7 +96,7 @@ def test_a_generated_key_is_a_version_4_uuid() -> None:
 @pytest.mark.parametrize("key", ["", "a\r\nx: y", "é", "x" * 256])
 def test_a_key_that_would_not_survive_a_header_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match="idempotency key"):
-        _protocol.execute(NONE, "select 1", key=key)
+        _protocol.execute(Scope(key=key), "select 1")
 
 
 def test_headers_carry_key_and_deadline_only_when_there_are_any() -> None:

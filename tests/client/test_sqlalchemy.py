@@ -1,4 +1,4 @@
-"""SQLAlchemy's own dialect suite, beside psycopg on the same server."""
+"""SQLAlchemy's own dialect suite, by both engines, beside psycopg on the same server."""
 
 from __future__ import annotations
 
@@ -87,14 +87,16 @@ def test_what_passes_over_psycopg_passes_over_the_gateway(
     port = database.server.port
     direct = f"postgresql+psycopg://{database.app_user}@{LOOPBACK}:{port}/{database.name}"
     reference = outcomes(python, tmp_path / "psycopg", direct)
-    ours = outcomes(python, tmp_path / "pgsluice", url_of(shop))
     passed = {name for name, state in reference.items() if state == "passed"}
     assert len(passed) > 1_500
-    worse = {name for name in passed if ours.get(name) != "passed"}
     listed = exceptions()
-    assert worse <= set(listed), "\n".join(sorted(worse - set(listed)))
-    assert set(listed) <= worse, "these pass by now: take them off the list"
     assert len(listed) <= 0.02 * len(passed)
+    for driver in ("pgsluice", "pgsluice_async"):
+        url = url_of(shop).replace("+pgsluice:", f"+{driver}:")
+        ours = outcomes(python, tmp_path / driver, url)
+        worse = {name for name in passed if ours.get(name) != "passed"}
+        assert worse <= set(listed), "\n".join(sorted(worse - set(listed)))
+        assert set(listed) <= worse, "these pass by now: take them off the list"
 
 
 PROGRAM = """
@@ -104,6 +106,7 @@ from sqlalchemy import orm
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio.exc import AsyncMethodRequired
 
 registry.register("postgresql.pgsluice", "pgsluice.sqlalchemy", "Dialect")
 url = sys.argv[1]
@@ -188,6 +191,15 @@ async def main():
         assert [b.title for b in await session.scalars(sa.select(Book).order_by(Book.id))] == [
             "one", "two"]
     async with engine.connect() as connection:
+        assert await connection.scalar(sa.text("select 7")) == 7
+        numbers = sa.text("select n from generate_series(1, 3) n")
+        assert (await connection.execute(numbers)).all() == [(1,), (2,), (3,)]
+        try:
+            await connection.execute(numbers, execution_options={"stream_results": True})
+        except AsyncMethodRequired:
+            assert await connection.scalar(sa.text("select 8")) == 8
+        else:
+            raise AssertionError
         rows = await connection.stream(sa.text("select n from generate_series(1, 5000) n"))
         assert len([row async for row in rows]) == 5000
     async with engine.begin() as connection:
@@ -255,6 +267,78 @@ with engine.begin() as connection:
     version = connection.execute(sa.text("select version_num from alembic_version")).scalar()
     assert version == script.revision
     connection.execute(sa.text("drop table alembic_version"))
+""",
+    "async reflection": """
+async def main():
+    engine = create_async_engine(url)
+    found = sa.MetaData()
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+        await connection.run_sync(found.reflect)
+        names = await connection.run_sync(lambda c: sa.inspect(c).get_table_names())
+        await connection.run_sync(Base.metadata.drop_all)
+    assert set(found.tables) == set(names) == {"author", "book"}
+    assert [key.target_fullname for key in found.tables["book"].foreign_keys] == ["author.id"]
+    await engine.dispose()
+
+asyncio.run(main())
+""",
+    "async pandas": """
+import pandas
+
+def use(connection):
+    frame = pandas.read_sql("select n, n::text as t from generate_series(1, 3) n", connection)
+    assert frame.to_sql("frame", connection, index=False) == 3
+    return pandas.read_sql_table("frame", connection)
+
+async def main():
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        frame = await connection.run_sync(use)
+        await connection.execute(sa.text("drop table frame"))
+    assert frame["t"].tolist() == ["1", "2", "3"]
+    await engine.dispose()
+
+asyncio.run(main())
+""",
+    "async polars": """
+import polars
+
+async def main():
+    engine = create_async_engine(url)
+    async with engine.connect() as connection:
+        query = "select n, n::text as t from generate_series(1, 3) n"
+        frame = await connection.run_sync(lambda c: polars.read_database(query, c))
+    assert frame.rows() == [(1, "1"), (2, "2"), (3, "3")]
+    await engine.dispose()
+
+asyncio.run(main())
+""",
+    "async alembic": """
+import pathlib, tempfile
+from alembic import command
+from alembic.config import Config
+
+folder = pathlib.Path(tempfile.mkdtemp())
+config = Config(str(folder / "alembic.ini"))
+command.init(config, str(folder / "migrations"), template="async")
+config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+script = command.revision(config, "first")
+path = pathlib.Path(script.path)
+path.write_text(path.read_text().replace(
+    "def upgrade() -> None:\\n", "def upgrade() -> None:\\n"
+    "    op.create_table('made', sa.Column('id', sa.Integer, primary_key=True))\\n", 1))
+command.upgrade(config, "head")
+
+async def main():
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        version = await connection.scalar(sa.text("select version_num from alembic_version"))
+        assert version == script.revision
+        await connection.execute(sa.text("drop table made, alembic_version"))
+    await engine.dispose()
+
+asyncio.run(main())
 """,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -13,8 +14,8 @@ from typing import Any
 
 import pgsluice
 import pytest
-from pgsluice._core import Send
 from pgsluice._http import Http, NoAnswer, origin
+from pgsluice._words import Send
 
 ONE = {
     "columns": [{"name": "n", "type": "int4"}],
@@ -92,6 +93,8 @@ class Gateway:
         while True:
             try:
                 connection, _ = listener.accept()
+            except (ssl.SSLError, ConnectionError):  # a client that does not trust it
+                continue
             except OSError:
                 return
             done = threading.Event()
@@ -204,6 +207,73 @@ def test_a_write_is_sent_again_with_its_key_to_a_gateway_that_keeps_keys(
     assert first.headers["idempotency-key"] != lost.headers["idempotency-key"]
     assert lost.headers["idempotency-key"] == again.headers["idempotency-key"]
     assert lost.body == again.body
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own key", "no key"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda db, key: db.execute("insert into t values (2)", **key),
+        lambda db, key: db.execute_many("insert into t values ($1)", [[1], [2]], **key),
+        lambda db, key: db.batch(["insert into t values (2)"], **key),
+    ],
+    ids=["execute", "execute_many", "batch"],
+)
+def test_to_send_again_what_was_lost_is_called_safe_only_to_who_has_its_key(
+    server: Gateway, db: pgsluice.Client, call: Any, own: bool
+) -> None:
+    server.script(answer(ONE, headers=KEPT), reset, reset, reset)
+    db.execute("insert into t values (1)")
+    with pytest.raises(pgsluice.OutcomeUnknown) as caught:
+        call(db, {"key": "mine"} if own else {})
+    assert len(server.seen) == 4
+    assert caught.value.outcome == "unknown"
+    assert caught.value.retry == ("safe" if own else "unknown")
+    # Whoever wants to can still do it: the error names the key.
+    assert caught.value.key == server.seen[-1].headers["idempotency-key"]
+
+
+def test_a_doubt_that_ends_for_want_of_time_is_not_called_safe_either(
+    server: Gateway, db: pgsluice.Client
+) -> None:
+    busy = problem(503, "Retry-After: 30\r\n", code="queue_timeout", retry="safe")
+    server.script(answer(ONE, headers=KEPT), reset, busy)
+    db.execute("insert into t values (1)")
+    with pytest.raises(pgsluice.OutcomeUnknown) as caught:
+        db.execute("insert into t values (2)", timeout=5)
+    assert (caught.value.retry, "key=error.key" in str(caught.value)) == ("unknown", True)
+
+
+UNKNOWN = {"code": "outcome_unknown", "outcome": "unknown", "retry": "unknown", "sqlstate": "08007"}
+
+
+def test_what_the_gateway_does_not_know_is_sent_again_with_its_key_if_keys_are_kept(
+    server: Gateway, db: pgsluice.Client
+) -> None:
+    server.script(answer(ONE, headers=KEPT), problem(400, **UNKNOWN), answer(ONE))
+    db.execute("insert into t values (1)")
+    db.execute("insert into t values (2)")
+    _, unknown, again = server.seen
+    assert unknown.headers["idempotency-key"] == again.headers["idempotency-key"]
+
+
+def test_whoever_is_told_that_nobody_knows_is_told_what_to_ask_for(
+    server: Gateway, db: pgsluice.Client
+) -> None:
+    server.script(*[problem(400, **UNKNOWN)] * 2)
+    with pytest.raises(pgsluice.OutcomeUnknown) as caught:
+        db.execute("insert into t values (1)")
+    assert caught.value.key == server.seen[0].headers["idempotency-key"]
+    assert (caught.value.outcome, caught.value.retry) == ("unknown", "unknown")
+
+
+def test_a_commit_of_which_nobody_knows_names_its_key(server: Gateway, db: pgsluice.Client) -> None:
+    server.script(answer({"transaction": "t1"}), answer(ONE), *[problem(400, **UNKNOWN)] * 4)
+    with pytest.raises(pgsluice.OutcomeUnknown) as caught, db.transaction() as transaction:
+        transaction.execute("insert into t values (1)")
+    commit = next(each for each in server.seen if each.path.endswith("/commit"))
+    assert caught.value.key == commit.headers["idempotency-key"]
+    assert caught.value.retry == "unknown"
 
 
 @pytest.mark.parametrize(
