@@ -41,6 +41,11 @@ class Relay:
 
     def __init__(self, nodes: Nodes) -> None:
         self.nodes = nodes
+        self.results: dict[str, int] = {}
+        """How often which of `observe.metrics.RELAYED` came of a request."""
+
+    def _count(self, result: str) -> None:
+        self.results[result] = self.results.get(result, 0) + 1
 
     def owner(self, request: Any) -> str | None:
         """The boot of the node that has to answer *request*, if it is not this one."""
@@ -57,6 +62,7 @@ class Relay:
         """
         owner = await self.nodes.find(boot)
         if owner is None:
+            self._count("gone")
             return False
         identified, call = exchange.identified, exchange.call
         assert identified is not None
@@ -66,19 +72,24 @@ class Relay:
         call.elsewhere = True
         commits = isinstance(request, End) and request.commit
         call.committing = commits
+        result = "hangup"
         try:
             async with self.nodes.pass_on(
                 owner, self._request(exchange, body), identified.principal, signed
             ) as answer:
                 await _hand_back(exchange, answer)
+            result = "answered"
         except Unreachable as error:
+            result = "gone"
             if error.refused:
                 self.nodes.gone(owner)
             return False
         except Lost:
+            result = "lost"
             raise _lost(exchange, commits) from None
         finally:
             call.committing = False
+            self._count(result)
         return True
 
     def _request(self, exchange: Exchange, body: bytes) -> RawRequest:
@@ -161,6 +172,7 @@ class Proving:
         self.raw_path = wire.raw_path
         self.query = wire.query
         self.headers = wire.headers
+        self.known = None
         self._exchange = exchange
         self._wire = wire
         self._nodes = nodes

@@ -156,6 +156,11 @@ class Roster:
             if until <= now:
                 del self._peers[boot]
 
+    @property
+    def count(self) -> int:
+        """The others whose connections count."""
+        return len(self._peers)
+
     def find(self, boot: str) -> object | None:
         """Where the node *boot* answers; `None` if it is gone or was never met."""
         peer = self._peers.get(boot)

@@ -23,7 +23,7 @@ from ..core import nodes
 from ..core.errors import Unauthenticated
 from ..core.iam import Seen
 from ..core.model import Principal
-from ..core.nodes import NONCE_BYTES, PROOF, SKEW, VANISHED, Roster, Told
+from ..core.nodes import ENDED, NONCE_BYTES, PROOF, SKEW, VANISHED, Roster, Told
 from ..core.sigv4 import RawRequest
 from ..core.transaction import TransactionIds
 from ..providers.node import Address, Answer, Lost, Unreachable, ask
@@ -41,6 +41,8 @@ _CONNECT = 2.0
 _GREETING = 4.0
 _AGAIN = 0.1
 """Seconds to the next round while others have not yet made room."""
+_FAREWELL = 1.0
+_EVERYWHERE = ("0.0.0.0", "::")
 _RECENT = 0.5
 """Seconds for which a node that was looked for in vain is not looked for again."""
 _MISSED_KEPT = 1_000
@@ -72,6 +74,7 @@ class Nodes:
         # Nodes change their master key one after the other.
         self._readers = [ids, *(TransactionIds(each, boot=bytes(6)) for each in masters[1:])]
         self._settings = settings.nodes
+        self._own = settings.server.host, settings.server.port
         self._targets = targets
         self._wall = wall
         self._loop = asyncio.get_running_loop()
@@ -84,8 +87,13 @@ class Nodes:
         self._seen = Seen(keep=2 * SKEW, most=1_000_000)
         self._tls = _tls(settings)
         self._round: asyncio.Task[None] | None = None
-        self._mute: dict[Address, float] = {}
-        """Where somebody takes connections and says nothing, since when: it may hold a lot."""
+        self._mute: dict[Address | str, float] = {}
+        """Where nobody answers, nor says that nobody is there, since when: there may be a node
+        that holds a lot. Addresses, and names that could not be looked up."""
+        self._ended: dict[Address, float] = {}
+        """Where somebody was silent and then gone, and until when its sessions count."""
+        self._holds_nothing = False
+        """It drained, and its sessions have ended."""
         self._missed: dict[str, float] = {}
         """Nodes that were looked for in vain, and when."""
         self._runner: asyncio.Task[None] | None = None
@@ -112,6 +120,14 @@ class Nodes:
         if self._runner is not None:
             await self._look()
 
+    async def leave(self) -> None:
+        """Tell the others that this node's sessions have ended, so that they may have them."""
+        self._holds_nothing = True
+        if self._runner is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELL):
+                    await self._look()
+
     def close(self) -> None:
         """Ask nobody any more."""
         for task in (self._runner, self._round):
@@ -136,29 +152,51 @@ class Nodes:
         await asyncio.shield(self._round)
 
     async def _ask_all(self) -> None:
-        addresses = [each for each in await self._addresses() if each not in self._myself]
+        addresses, unknown = await self._addresses()
+        addresses = [each for each in addresses if not self._is_here(each)]
         await asyncio.gather(*(self._greet(each) for each in addresses))
-        self.roster.clear(self._loop.time())
         now = self._loop.time()
-        self._mute = {each: since for each, since in self._mute.items() if each in addresses}
-        self._apply(grow=all(since + VANISHED < now for since in self._mute.values()))
+        self.roster.clear(now)
+        asked = {*addresses, *unknown}
+        self._mute = {each: since for each, since in self._mute.items() if each in asked}
+        for name in unknown:
+            self._mute.setdefault(name, now)
+        self._ended = {each: until for each, until in self._ended.items() if until > now}
+        silent = any(now <= since + VANISHED for since in self._mute.values())
+        self._apply(grow=not silent and not self._ended)
 
-    async def _addresses(self) -> list[Address]:
+    async def _addresses(self) -> tuple[list[Address], list[str]]:
+        """Where nodes may be, and the names of which nobody could say."""
         found: dict[Address, None] = {}
+        unknown = []
         for url in self._settings.peers:
             parts = urlsplit(url)
             name, port = parts.hostname or "", parts.port or 0
             try:
                 async with asyncio.timeout(_GREETING):
                     known = await self._loop.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-            except (OSError, TimeoutError):
+            except (OSError, TimeoutError) as error:
+                if getattr(error, "errno", None) != socket.EAI_NONAME:
+                    unknown.append(name)
                 continue
             for *_, place in known:
                 found[Address(str(place[0]), port, name, parts.scheme == "https")] = None
         # Also whom the name service has just dropped, such as one that is to stop.
         for each in self.others():
             found[each.address] = None
-        return list(found)
+        return list(found), unknown
+
+    def _is_here(self, address: Address) -> bool:
+        """Whether this node listens there. It cannot ask itself before it answers anybody."""
+        if address in self._myself:
+            return True
+        host, port = self._own
+        here = address.port == port and (
+            _is_of_this_machine(address.host) if host in _EVERYWHERE else address.host == host
+        )
+        if here:
+            self._myself.add(address)
+        return here
 
     async def _greet(self, address: Address) -> None:
         body = nodes.write_told(self._told())
@@ -178,11 +216,18 @@ class Nodes:
                 said = await answer.body(MAX_GREETING)
                 proof = _header(answer, PROOF)
                 if not nodes.is_greeted_back(self._keys, proof, said, nonce):
-                    return
+                    if answer.status < 500:
+                        self._mute.pop(address, None)  # somebody else lives there
+                        return
+                    raise Lost("it has no time to answer, or what is in front of it has none")
         except Unreachable as error:
-            self._mute.pop(address, None)
             if error.refused:
-                self.roster.silent(address, self._loop.time())
+                now = self._loop.time()
+                if self._mute.pop(address, None) is not None:
+                    self._ended[address] = now + ENDED
+                self.roster.silent(address, now)
+                return
+            self._mute.setdefault(address, self._loop.time())
             return
         except (Lost, TimeoutError):
             self._mute.setdefault(address, self._loop.time())
@@ -216,8 +261,20 @@ class Nodes:
     # -- the budget --------------------------------------------------------------------
 
     def _told(self) -> Told:
-        claims = {each.name: max(each.limit, each.room.used) for each in self._targets.all()}
+        claims = {
+            each.name: each.room.used if self._holds_nothing else max(each.limit, each.room.used)
+            for each in self._targets.all()
+        }
         return Told(self.boot, self.draining, claims)
+
+    def counts(self) -> dict[str, int]:
+        """The nodes by state, for the metrics."""
+        sharing = len(self.roster.living(self._loop.time()))
+        return {
+            "sharing": sharing,
+            "leaving": self.roster.count + 1 - sharing,
+            "silent": len(self._mute),
+        }
 
     def _apply(self, *, grow: bool) -> None:
         if self.draining:
@@ -314,6 +371,16 @@ class Nodes:
     def prove(self, nonce: str, status: int) -> bytes:
         """What shows the node that passed a request on whose answer it gets."""
         return nodes.prove(self._keys[0], nonce, status)
+
+
+def _is_of_this_machine(host: str) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
 
 
 def _header(answer: Answer, name: bytes) -> bytes:

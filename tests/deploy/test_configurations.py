@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 
 from gateway.cli import embedded
 from gateway.settings import ServerSettings, Settings, load
-from tests.fix_gateway import PROCESS_MASTER_KEY, Gateway, process
+from tests.fix_gateway import PROCESS_MASTER_KEY, Gateway, process, until
 from tests.fix_postgres import Database
 from tests.fix_tools import ROOT, may_install
 
@@ -139,6 +140,43 @@ def test_the_load_balancer_waits_longer_than_a_statement_and_shorter_than_connec
     [target] = settings.targets.values()
     assert target.statement_timeout < idle < settings.server.keep_alive
     assert attributes["routing.http.preserve_host_header.enabled"] == "true"
+
+
+def test_the_log_tells_the_service_on_ecs_how_long_callers_wait(
+    shared_database: Database,
+) -> None:
+    resources = template()["Resources"]
+    properties = resources["QueueWait"]["Properties"]
+    [made] = properties["MetricTransformations"]
+    asked = resources["ByQueue"]["Properties"]["TargetTrackingScalingPolicyConfiguration"]
+    scaled = asked["CustomizedMetricSpecification"]
+    names = made["MetricName"], made["MetricNamespace"], made["Unit"]
+    assert names == (scaled["MetricName"], scaled["Namespace"], scaled["Unit"])
+    member = made["MetricValue"].removeprefix("$.")
+    assert properties["FilterPattern"] == f"{{ $.{member} >= 0 }}"
+    one = {"TARGETS__MAIN__POOL__MAX_CONNECTIONS": "1"}
+    with process(shared_database, **one) as gateway:
+        first, second = ({"x-gateway-request-id": name} for name in ("first", "second"))
+        with ThreadPoolExecutor(2) as threads, gateway.http() as http:
+            sql = {"sql": "select pg_sleep(0.5)"}
+            running = threads.submit(http.post, "/execute", json=sql, headers=first)
+            in_use = 'pgsluice_connections_in_use{target="main"}'
+            until(lambda: gateway.metric(in_use) == 1, "it never ran")
+            with gateway.http() as other:
+                assert other.post("/execute", json=sql, headers=second).status_code == 200
+            assert running.result().status_code == 200
+
+        def waited() -> dict[str, float]:
+            lines = [json.loads(line) for line in gateway.said.splitlines()]
+            return {
+                line["request_id"]: line[member]
+                for line in lines
+                if line.get("operation") == "execute"
+            }
+
+        until(lambda: waited().keys() == {"first", "second"}, "the log does not tell of both")
+        assert waited()["first"] < waited()["second"]
+        assert asked["TargetValue"] < waited()["second"]
 
 
 def test_the_container_of_ecs_takes_its_configuration_through_a_pipe(

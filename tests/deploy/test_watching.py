@@ -25,6 +25,8 @@ from tests.fix_gateway import Gateway, Process, process, running, settings_for, 
 from tests.fix_network import Proxy
 from tests.fix_postgres import GATEWAYS, Database
 from tests.fix_tools import ROOT, debian
+from tests.nodes.house import free_ports
+from tests.nodes.test_relay import among
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD = ROOT / "deploy" / "grafana" / "pgsluice.json"
@@ -390,6 +392,33 @@ def lost(database: Database) -> Watch:
     return watch
 
 
+def nodes(database: Database) -> Watch:
+    """Another node that answers, whose answers are lost, and that says nothing."""
+    settings = settings_for(database)
+    one, other = free_ports(2)
+    with (
+        Proxy(other) as proxy,
+        running(among(settings, one, proxy.port), database) as near,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        watch = Watch(near.admin_url)
+        watch.look()
+        with running(among(settings, other, one), database) as far:
+            until(lambda: watch.value("pgsluice_nodes", state="sharing") == 2, "they never met")
+            transaction = post(far, "/transactions", {}).json()["transaction"]
+            body = {"sql": "select pg_sleep(0)", "transaction": transaction}
+            assert post(near, "/execute", body).status_code == 200
+            body["sql"] = "select pg_sleep(600)"
+            broken = threads.submit(post, near, "/execute", body)
+            busy = Watch(far.admin_url)
+            until(lambda: busy.value("pgsluice_requests_active") == 1, "it was not passed on")
+            proxy.reset()
+            assert broken.result().json()["code"] == "transaction_gone"
+            proxy.replies.swallow = True
+            until(lambda: watch.value("pgsluice_nodes", state="silent") == 1, "it sees nothing")
+    return watch
+
+
 def node(database: Database, folder: Path) -> Watch:
     """Other configurations, one of them no good, a full audit log, a stop that takes long."""
     config = folder / "gateway.toml"
@@ -436,6 +465,7 @@ def moved(postgres: Any, tmp_path_factory: pytest.TempPathFactory) -> set[tuple[
         lambda: callers(database),
         lambda: doubt(database),
         lambda: lost(database),
+        lambda: nodes(database),
         lambda: node(database, tmp_path_factory.mktemp("node")),
     ]
     return {series for fault in faults for series in fault().moved()}

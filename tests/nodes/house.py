@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import asyncpg
 import httpx2
 
-from tests.fix_gateway import PATIENCE, Process, process, until
+from tests.fix_gateway import PATIENCE, Gateway, Process, process, until
 from tests.fix_postgres import Database
 from tests.fix_tools import debian
 
@@ -31,6 +32,13 @@ def free_ports(count: int) -> list[int]:
         for each in held:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in held]
+
+
+def metric(gateway: Gateway | Process, series: str) -> float:
+    """What a series of the gateway's metrics says now."""
+    page = httpx2.get(gateway.admin_url + "/metrics", timeout=60).text
+    [value] = [line.rpartition(" ")[2] for line in page.splitlines() if line.startswith(series)]
+    return float(value)
 
 
 def house_database(database: Database, *, limit: int = -1) -> Database:
@@ -101,9 +109,19 @@ class House:
 
 @contextmanager
 def house(
-    database: Database, *, budget: int, nodes: int = 3, proxy: bool = False, **settings: str
+    database: Database,
+    *,
+    budget: int,
+    nodes: int = 3,
+    proxy: bool = False,
+    together: bool = False,
+    **settings: str,
 ) -> Iterator[House]:
-    """*nodes* nodes that share *budget* connections; behind HAProxy with *proxy*."""
+    """*nodes* nodes that share *budget* connections; behind HAProxy with *proxy*.
+
+    Args:
+        together: Start all at the same moment, not one after the other.
+    """
     ports = free_ports(nodes + 1)
     front = ports.pop()
     common = {
@@ -114,8 +132,8 @@ def house(
     }
     it = House(database, ports, common)
     try:
-        for number in range(nodes):
-            it.start(number)
+        with ThreadPoolExecutor(nodes if together else 1) as threads:
+            list(threads.map(it.start, range(nodes)))
         if not proxy:
             yield it
             return
@@ -168,11 +186,18 @@ def _answers(url: str) -> bool:
 
 
 class Sampler:
-    """Counts the backends of a login all the time."""
+    """Counts the backends of a login all the time.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        budget: How many there may be; of samples with more it is kept who they were.
+    """
+
+    def __init__(self, database: Database, budget: int | None = None) -> None:
         self._database = database
+        self._budget = budget
         self.most = 0
+        self.over: list[str] = []
+        """The backends of samples that had too many."""
         self.samples = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._body)
@@ -199,6 +224,13 @@ class Sampler:
             found = await connection.fetchval(sql, self._database.app_user)
             self.most = max(self.most, found)
             self.samples += 1
+            if self._budget is not None and found > self._budget and len(self.over) < 20:
+                rows = await connection.fetch(
+                    "select pid, client_port, backend_type, state, left(query, 40) query,"
+                    " backend_start, now() from pg_stat_activity where usename = $1",
+                    self._database.app_user,
+                )
+                self.over.append("\n".join(str(dict(row)) for row in rows))
             await asyncio.sleep(0.005)
         await connection.close()
 

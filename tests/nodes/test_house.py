@@ -43,7 +43,7 @@ def shared(database: Database) -> Database:
 
 @pytest.fixture
 def three(shared: Database) -> Iterator[House]:
-    # HAProxy asks every second, and believes the second answer.
+    # HAProxy takes three seconds to believe it, and this machine is busy.
     with house(shared, budget=BUDGET, proxy=True, SERVER__DRAIN_DELAY="6") as it:
         it.await_limits(3, 3, 2)
         yield it
@@ -65,6 +65,7 @@ def check_and_say(it: House, callers: Callers, sampler: Sampler, seconds: float)
     assert callers.failed == []
     assert rows == different == callers.total
     assert sampler.samples > 10
+    assert sampler.over == []
     assert sampler.most <= BUDGET
 
 
@@ -104,7 +105,9 @@ class Holder(threading.Thread):
     def _transaction(self, client: httpx2.Client) -> None:
         begun = client.post("/transactions", json={})
         if begun.status_code != 201:
-            self.refused.append(begun.text)
+            # What a node that is to stop refuses did not begin: it begins on another one.
+            if begun.json()["code"] != "draining":
+                self.refused.append(begun.text)
             return
         transaction = begun.json()["transaction"]
         for _ in range(4):
@@ -120,7 +123,8 @@ class Holder(threading.Thread):
         while self._one_more.acquire(blocking=False):
             pass
         for _ in range(count):
-            assert self._one_more.acquire(timeout=PATIENCE), f"{self.gone} {self.strange}"
+            found = self._one_more.acquire(timeout=PATIENCE)
+            assert found, f"{self.gone} {self.strange} {self.refused}"
 
     def _is_fine(self, answer: httpx2.Response) -> bool:
         if answer.status_code == 200:
@@ -136,17 +140,21 @@ class Holder(threading.Thread):
 
 def test_a_node_killed_under_load_costs_its_transactions_and_no_statement(three: House) -> None:
     it, token = three, three.nodes[0].token()
-    with it.nodes[1].http() as client:
+    # A node that may hold two connections may hold one open transaction: this one would keep
+    # all others from beginning there.
+    limits = it.limits()
+    doomed = limits.index(max(limits))
+    with it.nodes[doomed].http() as client:
         held = client.post("/transactions", json={}).json()["transaction"]
     with (
-        Sampler(it.database) as sampler,
+        Sampler(it.database, BUDGET) as sampler,
         Callers(it.url, token, callers=CALLERS) as callers,
         Holder(it, token) as holder,
     ):
         begun = time.monotonic()
         callers.await_more(200)
         holder.await_more(5)
-        it.kill(1)
+        it.kill(doomed)
         it.await_limits(4, 4)
         callers.await_more(300)
         holder.await_more(5)
@@ -167,7 +175,7 @@ def test_a_rolling_restart_fails_no_statement_and_breaks_no_transaction_that_hur
 ) -> None:
     it, token = three, three.nodes[0].token()
     with (
-        Sampler(it.database) as sampler,
+        Sampler(it.database, BUDGET) as sampler,
         Callers(it.url, token, callers=CALLERS) as callers,
         Holder(it, token) as holder,
     ):
@@ -194,7 +202,7 @@ def test_a_quiet_tenant_gets_its_turns_on_all_nodes_beside_a_busy_one(three: Hou
     it = three
     busy, quiet = it.nodes[0].token("busy"), it.nodes[0].token("quiet")
     with (
-        Sampler(it.database) as sampler,
+        Sampler(it.database, BUDGET) as sampler,
         Callers(it.url, busy, callers=24, sql=SLOW) as crowd,
         Callers(it.url, quiet, callers=4, sql=SLOW) as few,
     ):
@@ -208,4 +216,5 @@ def test_a_quiet_tenant_gets_its_turns_on_all_nodes_beside_a_busy_one(three: Hou
     assert crowd.failed == few.failed == []
     # Four callers against 24 would have an equal part each if nobody were fair.
     assert shares[1] > 2 * shares[0]
+    assert sampler.over == []
     assert sampler.most <= BUDGET

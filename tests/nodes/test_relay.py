@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,11 +21,11 @@ from gateway.core import nodes
 from gateway.core.model import Principal
 from gateway.core.sigv4 import RawRequest
 from gateway.core.transaction import TransactionIds
-from gateway.settings import NodesSettings, Settings, TokenSettings
+from gateway.settings import NodesSettings, Settings
 from tests.fix_gateway import MASTER, RESOURCE, SECRET, Gateway, running, settings_for, until
 from tests.fix_network import Proxy
 from tests.fix_postgres import Database
-from tests.nodes.house import Sampler, free_ports, house_database
+from tests.nodes.house import Sampler, free_ports, house_database, metric
 from tests.wire.data_api import DataApi, refused
 
 
@@ -270,16 +271,26 @@ def test_another_principal_is_told_by_any_node_that_it_is_not_found(pair: Pair) 
         assert http.post(f"/transactions/{transaction}/rollback").status_code == 200
 
 
-def test_the_owner_decides_by_its_own_rules(database: Database) -> None:
-    stricter = replace(settings_for(database), tokens=TokenSettings(denied_subjects=("eve",)))
-    with two(database, stricter) as pair:
+@pytest.mark.parametrize("statements", ["dml", "any"])
+def test_the_owner_decides_by_its_own_rules(database: Database, statements: str) -> None:
+    permissive = settings_for(database, max_connections=8)
+    [rule] = permissive.policy
+    own = replace(permissive, policy=(replace(rule, statements=statements),))
+    ddl = "create table made_by_relay (n int)"
+    with two(database, own, permissive) as pair:
         transaction = begin(pair.far)
-        token = token_for(MASTER, subject="eve", lifetime=600)
-        with pair.near.http(token) as http:
-            assert http.post("/execute", json={"sql": "select 1"}).status_code == 200
+        with pair.near.http() as http:
             body = {"sql": "select 1", "transaction": transaction}
-            assert http.post("/execute", json=body).status_code in (401, 410)
-        assert pair.far.execute("select 1", transaction=transaction)["rows"] == [[1]]
+            assert http.post("/execute", json=body).json()["rows"] == [[1]]
+            asked = http.post("/execute", json={"sql": ddl, "transaction": transaction})
+            # The same by the rules of the node that was asked, which would have let it.
+            alone = http.post("/execute", json={"sql": ddl.replace("relay", "near")})
+            assert alone.status_code == 200
+            if statements == "any":
+                assert asked.json()["command"] == "CREATE TABLE"
+            else:
+                assert (asked.status_code, asked.json()["code"]) == (403, "forbidden")
+            assert http.post(f"/transactions/{transaction}/rollback").status_code == 200
 
 
 def boot_of(transaction: str) -> str:
@@ -324,6 +335,27 @@ def test_who_does_not_know_the_key_is_no_node(database: Database) -> None:
             until(lambda gateway=gateway: limit(gateway) == 8, "a stranger counts as a node")
         answer = httpx2.post(near.url + "/nodes", json={"boot": "00", "claims": {}})
         assert answer.status_code == 401
+
+
+@pytest.mark.parametrize("how", ["takes no connection", "says nothing"])
+def test_a_node_takes_nothing_while_somebody_is_silent_who_may_hold_all(
+    database: Database, how: str
+) -> None:
+    settings = settings_for(database, max_connections=8)
+    one, other = free_ports(2)
+    with Proxy(other) as proxy:
+        if how == "says nothing":
+            proxy.slow_connect = True
+        else:
+            proxy.lose(requests=True)
+        with running(among(settings, one, one, proxy.port), database) as near:
+            silent = 'pgsluice_nodes{state="silent"}'
+            until(lambda: metric(near, silent) == 1, "it does not notice")
+            assert limit(near) == 0
+            assert metric(near, 'pgsluice_connections_budget{target="main"}') == 8
+            proxy.refuse_connections()
+            until(lambda: limit(near) == 8, "it never took what nobody holds")
+            assert metric(near, silent) == 0
 
 
 def test_a_commit_whose_answer_is_lost_between_nodes_is_in_doubt_and_can_be_asked_for(
@@ -412,6 +444,37 @@ def test_a_transaction_of_a_node_that_is_gone_is_gone(database: Database) -> Non
             assert "The node that held it is gone" in answer.json()["detail"]
             assert http.post(f"/transactions/{transaction}/commit").status_code == 410
         until(lambda: limit(near) == 8, "its part of the budget was never taken over")
+
+
+def fill(gateway: Gateway, count: int) -> None:
+    """Have *gateway* open *count* connections, by using them at the same time."""
+
+    def is_full() -> bool:
+        with ThreadPoolExecutor(count) as threads:
+            list(threads.map(gateway.execute, ["select pg_sleep(0.3)"] * count))
+        return metric(gateway, 'pgsluice_connections{target="main"}') == count
+
+    until(is_full, "it never opened all that it may")
+
+
+def test_a_node_that_stops_has_no_sessions_left_when_others_take_its_share(
+    database: Database,
+) -> None:
+    counted = house_database(database)
+    settings = settings_for(counted, max_connections=8)
+    one, other = free_ports(2)
+    with (
+        Sampler(counted, 8) as sampler,
+        running(among(settings, one, one, other), counted) as near,
+        running(among(settings, other, one, other), counted) as far,
+    ):
+        until(lambda: limit(near) == limit(far) == 4, "they never met")
+        fill(far, 4)
+        far.stop()
+        until(lambda: limit(near) == 8, "its part of the budget was never taken over")
+        fill(near, 8)
+    assert sampler.over == []
+    assert sampler.most == 8
 
 
 def test_what_the_connection_limit_of_the_role_refuses_waits_in_the_queue(

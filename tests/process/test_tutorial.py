@@ -12,23 +12,28 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
 from gateway.cli import embedded
 from tests.deploy.test_validators import cfn_lint
+from tests.deploy.test_watching import EXPRESSIONS
 from tests.fix_gateway import until
 from tests.fix_tools import debian
 
 pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+[WATCH] = re.findall(r"^## Watch it\n.*?(?=^## )", PAGE, re.DOTALL | re.MULTILINE)
+TEXT = PAGE.replace(WATCH, "")
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 LAYER = "pgsluice-layer.zip"
 
 
-def blocks(kind: str) -> list[str]:
-    return [text for _, found, text in BLOCK.findall(TEXT) if found == kind]
+def blocks(kind: str, page: str = TEXT) -> list[str]:
+    return [text for _, found, text in BLOCK.findall(page) if found == kind]
 
 
 def write(home: Path, kind: str) -> list[str]:
@@ -54,7 +59,8 @@ def home() -> Iterator[Path]:
     """Where somebody stands who has typed `make run` in another shell."""
     folder = Path(tempfile.mkdtemp(prefix="pgsluice-tutorial-"))
     folder.chmod(0o711)
-    (folder / "client").symlink_to(ROOT / "client")
+    for name in ("client", "deploy"):
+        (folder / name).symlink_to(ROOT / name)
     port, log = embedded.free_port(), folder / "log"
     serving = [sys.executable, "-m", "gateway", "dev", "--port", str(port), "--admin-port", "0"]
     with log.open("w") as output:
@@ -144,3 +150,56 @@ def test_sam_takes_the_template(home: Path, answers: list[str]) -> None:
     done = cfn_lint(home / "template.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (home / LAYER).exists() and (home / "notes" / "handlers.py").exists()
+
+
+def asked(port: int, path: str, **query: str) -> Any:
+    """What Prometheus answers."""
+    found = httpx2.get(f"http://127.0.0.1:{port}/api/v1/{path}", params=query, timeout=60).json()
+    assert found["status"] == "success", found
+    return found["data"]
+
+
+@pytest.mark.slow
+def test_prometheus_shows_what_was_done_and_takes_rules_and_dashboard(
+    home: Path, answers: list[str]
+) -> None:
+    debian("prometheus")
+    first, second = blocks("sh", WATCH)
+    port = embedded.free_port()
+    prometheus = subprocess.Popen(
+        ["/bin/sh", "-eu", "-c", first.replace("9091", str(port))],
+        cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        until(lambda: answers_on(port), "Prometheus does not listen")
+        scraped = 'pgsluice_requests_total{operation="execute",status="200"}'
+        until(lambda: bool(asked(port, "query", query=scraped)["result"]), "nothing is collected")
+        said = run(home, "sh", "-eu", "-c", second.replace("9091", str(port)))
+        requests, slowest, alerts = (
+            json.loads(line)["data"]["result"] for line in said.splitlines()
+        )
+        counts = {
+            (each["metric"]["operation"], each["metric"]["status"]): float(each["value"][1])
+            for each in requests
+        }
+        assert counts["execute", "200"] >= 4
+        assert counts["execute", "400"] >= 1
+        assert counts["batch", "200"] >= 1
+        assert float(slowest[0]["value"][1]) > 0
+        assert alerts == []
+        until(
+            lambda: {
+                rule["health"]
+                for group in asked(port, "rules")["groups"]
+                for rule in group["rules"]
+            } == {"ok"},
+            "a rule cannot be evaluated",
+        )  # fmt: skip
+        for expression in EXPRESSIONS.values():
+            # As Grafana sends it, with its variables filled in.
+            text = expression.replace("$__rate_interval", "1m").replace("$__range", "1m")
+            if "<<" not in text:
+                asked(port, "query", query=re.sub(r"\$(node|target)", ".*", text))
+    finally:
+        prometheus.terminate()
+        prometheus.wait()
