@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ from gateway.cli.token import token_for
 from gateway.core import gw_schema
 from gateway.core.claims import key_script, seal_key
 from gateway.core.keys import derive_secret
+from gateway.core.policy import Rule
+from tests.fix_canary import Overheard
 from tests.fix_claims import LOGIN, SCHEMA, clear_login
+from tests.fix_gateway import KEY_ID, MASTER, running, settings_for, settled
 from tests.fix_loopback import Asked, Loopback, Page, serving
 from tests.fix_postgres import Database
 
@@ -290,3 +294,78 @@ def test_canaries_of_every_way_in_and_every_store_are_nowhere(
         )
         == "1"
     )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(b"test master key, 32 bytes or more", id="the master key"),
+        pytest.param(derive_secret(MASTER, KEY_ID, 1).encode(), id="the secret of a key"),
+        pytest.param(token_for(MASTER, subject="t", lifetime=60).encode(), id="a token"),
+        pytest.param(b"Signature=" + b"0123456789abcdef" * 4, id="a signature"),
+        pytest.param(b"select 'a text of a caller'", id="a statement"),
+        pytest.param(b"value of a caller", id="a value"),
+    ],
+)
+def test_whatever_a_gateway_of_any_test_told_would_be_found(said: bytes) -> None:
+    overheard = Overheard(MASTER, KEY_ID)
+    body = {
+        "sql": "select 'a text of a caller'",
+        "parameters": [1, {"a": "value of a caller"}],
+        "target": "nothing of a caller",
+    }
+    overheard.was_sent(httpx2.Request("POST", "http://g/execute", json=body))
+    overheard.write(b'{"operation": "execute", "fingerprint": "0123456789abcdef"}\n')
+    overheard.write(b'{"target": "nothing of a caller", "request_id": "0123456789abcdef01234567"}')
+    overheard.check()
+    overheard.write(b'{"reason": "' + said + b'"}')
+    with pytest.raises(AssertionError):
+        overheard.check()
+
+
+def test_gateways_of_tests_are_overheard(database: Database) -> None:
+    with running(settings_for(database), database) as gateway:
+        gateway.execute("select $1::text", ["a value that nobody tells"])
+        assert gateway.execute("select 1/0")["code"] == "database_error"
+    assert gateway.overheard is not None
+    said = gateway.overheard.said.decode()
+    assert '"sqlstate":"22012"' in said and "pgsluice_" in said
+
+
+def test_the_log_says_why_somebody_was_refused(database: Database) -> None:
+    with running(settings_for(database), database) as gateway:
+        keys = Credentials("AKIAEXAMPLE000000001", "secret")
+        request = AWSRequest("POST", gateway.url + "/Execute", data=b"{}")
+        SigV4Auth(keys, "rds-data", "us-east-1").add_auth(request)
+        answer = httpx2.post(gateway.url + "/Execute", content=b"{}", headers=dict(request.headers))
+        assert answer.status_code == 403 and "AWS" not in answer.text
+    assert gateway.overheard is not None
+    assert b'"reason":"an AWS access key; the gateway has its own"' in gateway.overheard.said
+
+
+@pytest.mark.parametrize(
+    ("login", "rule", "warned"),
+    [
+        pytest.param({"password": PASSWORD}, {}, True, id="a password, and any statement"),
+        pytest.param({"password": PASSWORD}, {"statements": "dml"}, False, id="dml"),
+        pytest.param({"password": PASSWORD}, {"read_only": True}, False, id="read-only"),
+        pytest.param({}, {}, False, id="no password"),
+    ],
+)
+def test_it_warns_at_the_start_of_a_password_that_callers_can_change(
+    database: Database, login: dict[str, Any], rule: dict[str, Any], warned: bool
+) -> None:
+    settings = settings_for(database)
+    target = settings.targets["main"]
+    logins = {"app": replace(target.logins["app"], **login)}
+    settings = replace(
+        settings,
+        targets={"main": replace(target, logins=logins)},
+        policy=(Rule(name="all", resources=("*",), secrets=("*",), **rule),),
+    )
+    with running(settings, database) as gateway:
+        settled(gateway)
+    assert gateway.overheard is not None
+    said = bytes(gateway.overheard.said)
+    assert (b'"password_can_change"' in said) is warned
+    assert PASSWORD.encode() not in said

@@ -71,5 +71,5 @@ class AuthRoutes:
             raise InvalidRequest("the body is not JSON") from None
         if not isinstance(asked, dict):
             raise InvalidRequest("the body is not a JSON object")
-        issued = await self.exchange.exchange(read_exchange(asked), source=wire.source)
+        issued = await self.exchange.exchange(read_exchange(asked), source=exchange.source)
         await exchange.send(200, JSON, write_issued(issued))

@@ -99,7 +99,7 @@ def _report(settings: Settings, only: str | None, findings: Sequence[Finding]) -
 
 async def examine(settings: Settings, only: str | None = None) -> list[Finding]:
     """Everything that is found, of all targets or of *only* one."""
-    from ..core.policy import TargetNames, sealed_logins
+    from ..core.policy import TargetNames, free_logins, sealed_logins
 
     names = {
         name: TargetNames(
@@ -113,12 +113,14 @@ async def examine(settings: Settings, only: str | None = None) -> list[Finding]:
     }
     sealed = set(sealed_logins(settings.policy, names))
     shared = sealed | set(sealed_logins(settings.policy, names, "guc"))
+    free = set(free_logins(settings.policy, names))
     findings: list[Finding] = []
     for name, target in settings.targets.items():
         if only in (None, name):
             for login in target.logins:
                 look = _Examination(settings, target, login)
-                await look.all((name, login) in shared, (name, login) in sealed)
+                at = name, login
+                await look.all(at in shared, at in sealed, at in free)
                 findings += look.findings
     return findings
 
@@ -139,12 +141,13 @@ class _Examination:
             Finding(self._target.name, self._login, code, severity, message, fix, objects)
         )
 
-    async def all(self, shared: bool, sealed: bool) -> None:
+    async def all(self, shared: bool, sealed: bool, free: bool) -> None:
         """Look at everything there is to see.
 
         Args:
             shared: Callers with claims of their own share the login.
             sealed: Their claims are sealed.
+            free: Callers may run any statement with it.
         """
         from ..core.errors import GatewayError
         from ..postgres.connect import Connector
@@ -170,7 +173,7 @@ class _Examination:
             await self._parts(connection, sealed)
         finally:
             connection.terminate()
-        self._configured(shared)
+        self._configured(shared, free)
 
     async def _rights(self, connection: Connection, shared: bool) -> None:
         from ..postgres.rights import CLAIMS, LOGIN, SERVER, SHARED, ask
@@ -255,16 +258,9 @@ class _Examination:
                         "pgsluice sql install --seal --apply, with this configuration",
                     )
 
-    def _configured(self, shared: bool) -> None:
+    def _configured(self, shared: bool, free: bool) -> None:
         login = self._target.logins[self._login]
-        meant = [
-            rule
-            for rule in self._settings.policy
-            if rule.statements == "any"
-            and rule.read_only is not True
-            and (rule.login is None or rule.login == self._login)
-        ]
-        if meant and login.credential == "password" and login.client_cert is None:
+        if free and login.credential == "password" and login.client_cert is None:
             self._add(
                 "password_can_change",
                 "advice",

@@ -190,3 +190,20 @@ def test_the_first_of_two_keys_of_one_name_counts() -> None:
     other = ec.generate_private_key(ec.SECP256R1())
     keys = read_jwks(json.dumps({"keys": [jwk("a"), jwk("a", other)]}).encode())
     assert keys["a"].key.public_numbers() == EC_KEY.public_key().public_numbers()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("age", "good"), [(3_599.0, True), (3_601.0, False)])
+async def test_keys_work_for_an_hour_without_their_issuer(
+    fetcher: Fetcher, issuer: Loopback, age: float, good: bool
+) -> None:
+    keys = KeySet(issuer.url, fetcher)
+    assert await keys.obtain("a")
+    issuer.page = lambda asked: Page(503)
+    assert keys._fetched_at is not None
+    keys._fetched_at -= age
+    keys.touch()
+    while keys._running is not None:
+        await asyncio.wait([keys._running])
+    assert ("a" in keys.keys) is good
+    assert len(issuer.asked) == 1 + good, "fresh for five minutes, and asked for behind the scenes"

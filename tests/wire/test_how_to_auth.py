@@ -149,6 +149,28 @@ def test_signatures_verify_behind_nginx_as_the_page_configures_it(shared_gateway
         assert _asks(shared_gateway, url) == [[{"longValue": 1}]]
 
 
+def test_the_proxy_of_the_page_tells_who_asks(shared_database: Database, tmp_path: Path) -> None:
+    (config,) = blocks("behind-a-load-balancer", "toml")
+    named = tuple(tomllib.loads(config)["server"]["proxies"])
+    settings = settings_for(shared_database)
+    settings = replace(
+        settings,
+        server=replace(settings.server, proxies=named),
+        observe=replace(settings.observe, audit_file=tmp_path / "audit"),
+    )
+    (location,) = blocks("behind-a-load-balancer", "nginx")
+    with running(settings, shared_database) as gateway:
+        location = location.replace("127.0.0.1:8080", f"127.0.0.1:{gateway.port}")
+        # The client of nginx is this test: on an address that is not nginx's own.
+        transport = httpx2.HTTPTransport(local_address="127.0.0.77")
+        with nginx(location) as url, httpx2.Client(transport=transport) as client:
+            headers = {
+                "authorization": f"Bearer {gateway.token}", "x-forwarded-for": "203.0.113.7",
+            }  # fmt: skip
+            client.post(url + "/execute", json={"sql": "select 1"}, headers=headers)
+    assert '"source":"127.0.0.77"' in (tmp_path / "audit").read_text()
+
+
 def test_an_alias_helps_where_the_proxy_writes_its_own_name(database: Database) -> None:
     settings = settings_for(database)
     port = closed_port()
