@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from ..core.classify import Path
 from ..core.errors import (
@@ -22,13 +24,15 @@ from ..core.model import (
     Result,
 )
 from ..core.transaction import Event, State
-from ..postgres.connection import OverBudget
+from ..postgres.connection import Answer, OverBudget
 from ..postgres.failures import (
+    STALE,
+    is_sign_of_ddl,
     lost,
     sqlstate,
 )
 from .parts import COMMIT_TIMEOUT, Parts, deadline_of, left, plan_of, stream_end, within_rows
-from .plans import bind
+from .plans import Bound, Plan, bind
 from .reply import Reply, result_of
 from .streams import Rows
 from .targets import Target
@@ -45,6 +49,13 @@ from .work import Work
 
 _AT_ONCE = 1_000
 """Rows of a read that are fetched in one flight; the rest is streamed."""
+_PORTAL = ""
+"""Without a name: the next statement closes it. One that stays open, also at its end, keeps its
+tables in use, and ALTER TABLE would be refused (55006)."""
+
+_PATH = "select pg_catalog.current_setting('search_path')"
+
+_T = TypeVar("_T")
 
 
 class Opened(Parts):
@@ -97,7 +108,7 @@ class Opened(Parts):
             raise after_failure(lease, error, call) from None
         held = self.transactions.add(
             principal=principal, target=target, grant=grant, lease=lease, room=room,
-            idle_timeout=idle,
+            idle_timeout=idle, mode=mode, schema=request.schema,
         )  # fmt: skip
         return Reply(target, transaction=self._view(held))
 
@@ -132,6 +143,7 @@ class Opened(Parts):
         deadline = deadline_of(call, None, grant, target)
         lease = await self._lease(target, grant, deadline, call)
         try:
+            await self._leave_standby(lease, deadline)
             found = await work.find(lease, deadline)
         except BaseException as error:
             raise after_failure(lease, error, call) from None
@@ -193,44 +205,12 @@ class Opened(Parts):
                 if kept is not None:
                     return self._reply_in(held, result=kept[0])
             await connection.quiet(left(deadline, self._time))
-            suffix = ""
-            if request.schema is not None:
-                suffix = await self._search_path(connection, request.schema, deadline)
             until = stream_end(call, request.timeout, held.grant, target, self._time())
-            await self._claim(held.lease, held.grant, deadline, plan, until=until)
-            bound = await bind(
-                connection,
-                plan,
-                request.statement,
-                left(deadline, self._time),
-                suffix=suffix,
-                in_transaction=True,
-            )
-            limit = 0
-            if bound.described.columns is not None and plan.classified.path is Path.READ:
-                limit = _AT_ONCE
-                if request.max_rows is not None:
-                    limit = min(limit, request.max_rows + 1)
-            elif bound.described.columns is not None and request.max_rows is not None:
-                limit = request.max_rows + 1
-            # Without a name: the next statement closes it. One that stays open, also at its
-            # end, keeps its tables in use, and ALTER TABLE would be refused (55006).
-            portal = ""
-            before = connection.counter.received
-            try:
-                answer = await connection.run(
-                    bound.described,
-                    bound.arguments,
-                    timeout=left(deadline, self._time),
-                    budget=target.settings.response_bytes,
-                    limit=limit,
-                    portal=portal,
-                )
-            except OverBudget:
-                raise too_large(target) from None
-            except Exception as error:
-                keep_state(error, bound)
-                raise
+
+            async def once() -> tuple[Bound, Answer, int, int]:
+                return await self._run_in(held, plan, request, deadline, until)
+
+            bound, answer, limit, before = await self._first(held, once, deadline)
             if not connection.in_transaction:
                 connection.abort()
                 raise TransactionGone("the statement ended its own transaction")
@@ -240,7 +220,7 @@ class Opened(Parts):
                 until = stream_end(call, request.timeout, held.grant, target, self._time())
                 first = answer, connection.counter.received - before
                 rows = await self._rows(
-                    connection, bound, portal, target, held.grant, (deadline, until), most, first
+                    connection, bound, _PORTAL, target, held.grant, (deadline, until), most, first
                 )
                 return self._reply_in(held, rows=rows)
             result = result_of(connection, bound, answer, request.max_rows)
@@ -250,15 +230,95 @@ class Opened(Parts):
             raise self._failed_in(held, error, call) from None
         return self._reply_in(held, result=result)
 
+    async def _run_in(
+        self, held: Held, plan: Plan, request: Execute, deadline: float, until: float
+    ) -> tuple[Bound, Answer, int, int]:
+        """One statement; its answer, most rows of it, and the bytes received before."""
+        connection, target = held.lease.connection, held.target
+        suffix = ""
+        if plan.classified.path is not Path.SAVEPOINT:
+            suffix = await self._path_in(held, request.schema, deadline)
+        await self._claim(held.lease, held.grant, deadline, plan, until=until)
+        bound = await bind(
+            connection,
+            plan,
+            request.statement,
+            left(deadline, self._time),
+            suffix=suffix,
+            in_transaction=True,
+        )
+        limit = 0
+        if bound.described.columns is not None and plan.classified.path is Path.READ:
+            limit = _AT_ONCE
+            if request.max_rows is not None:
+                limit = min(limit, request.max_rows + 1)
+        elif bound.described.columns is not None and request.max_rows is not None:
+            limit = request.max_rows + 1
+        before = connection.counter.received
+        try:
+            answer = await connection.run(
+                bound.described,
+                bound.arguments,
+                timeout=left(deadline, self._time),
+                budget=target.settings.response_bytes,
+                limit=limit,
+                portal=_PORTAL,
+            )
+        except OverBudget:
+            raise too_large(target) from None
+        except Exception as error:
+            keep_state(error, bound)
+            raise
+        return bound, answer, limit, before
+
+    async def _path_in(self, held: Held, schema: str | None, deadline: float) -> str:
+        """Have *schema* for the next statement alone; what it was is put back before the one
+        after. Not right behind it, for its rows may still be on their way.
+        """
+        connection = held.lease.connection
+        if schema is None:
+            if held.path is not None:
+                await self._set_path(connection, held.path, deadline)
+                held.path = None
+            return ""
+        if held.path is None:
+            described = await connection.describe(_PATH, left(deadline, self._time))
+            found = await connection.run(
+                described, [], timeout=left(deadline, self._time), budget=65_536
+            )
+            held.path = str(found.rows[0][0])
+        return await self._search_path(connection, schema, deadline)
+
+    async def _first(self, held: Held, once: Callable[[], Awaitable[_T]], deadline: float) -> _T:
+        """*once*; if it is the first and met a plan from before somebody's DDL, once more.
+
+        Such an error ends a transaction, but of this one nothing is lost: it is begun anew.
+        """
+        fresh, held.fresh = held.fresh, False
+        try:
+            return await once()
+        except Exception as error:
+            connection = held.lease.connection
+            cause = error.__cause__ if isinstance(error, GatewayError) else error
+            stale = cause is not None and (sqlstate(cause) in STALE or is_sign_of_ddl(cause))
+            if not fresh or not stale or not connection.in_transaction:
+                raise
+        await connection.script("ROLLBACK", left(deadline, self._time))
+        connection.forget()
+        await connection.begin(held.mode, left(deadline, self._time))
+        if held.schema is not None:
+            await self._search_path(connection, held.schema, deadline)
+        return await once()
+
     def _reply_in(
         self, held: Held, *, result: Result | None = None, rows: Rows | None = None
     ) -> Reply:
         async def after() -> None:
             if rows is not None and held.lease.connection.is_closed():
                 self.transactions.end(held, Event.LOST)
-            elif rows is not None and not rows.finished:
+            elif rows is not None and not rows.finished and not rows.refused:
                 self.transactions.end(held, Event.HANGUP)
-            self.transactions.leave(held)
+            self.transactions.leave(held, refused=rows is not None and rows.refused)
 
         return Reply(
             held.target,

@@ -14,7 +14,7 @@ writes the second from the same result, and so the same bytes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from datetime import UTC, datetime
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -86,21 +86,34 @@ class Ledger:
     """What this process knows of keys, and where it finds the rest."""
 
     def __init__(
-        self, *, master: bytes, wall: Callable[[], float], memory: Memory | None = None
+        self,
+        *,
+        master: bytes,
+        previous: bytes | None = None,
+        wall: Callable[[], float],
+        memory: Memory | None = None,
     ) -> None:
-        self._secret = ledger_key(master)
+        self.rotate(master, previous)
         self.wall = wall
         self.time = asyncio.get_running_loop().time
         self.memory = memory if memory is not None else Memory()
-        self.doubtful: dict[bytes, tuple[Entry, Number | None]] = {}
+        self.doubtful: dict[Hashable, tuple[Entry, Number | None]] = {}
         """Writes of which this process does not know whether they took effect."""
         self._installed: WeakKeyDictionary[Pool, Installed] = WeakKeyDictionary()
-        self._running: dict[bytes, asyncio.Future[None]] = {}
+        self._running: dict[Hashable, asyncio.Future[None]] = {}
         self._purged: WeakKeyDictionary[Pool, float] = WeakKeyDictionary()
+
+    def rotate(self, master: bytes, previous: bytes | None) -> None:
+        """From now on keys are filed under *master*; under *previous* as well while there is one.
+
+        Under both, because other nodes may know the old one only, or the new one only.
+        """
+        self._secret = ledger_key(master)
+        self._older = None if previous is None else ledger_key(previous)
 
     def key(self, keyed: Keyed) -> Key:
         """The key of a request."""
-        return keyed.derive(self._secret)
+        return keyed.derive(self._secret, self._older)
 
     def kind(self, pool: Pool) -> str | None:
         """`database` or `memory`; `None` if nobody has looked yet."""
@@ -155,7 +168,7 @@ class Ledger:
         """The ledger is not there any more, or not for this login."""
         self._installed[pool] = Installed(False, self.time() + _ASK_AGAIN)
 
-    async def turn(self, id: bytes, deadline: float) -> asyncio.Future[None]:
+    async def turn(self, id: Hashable, deadline: float) -> asyncio.Future[None]:
         """Wait until no other request with the key runs here; then it is the caller's.
 
         Raises:
@@ -171,14 +184,17 @@ class Ledger:
         self._running[id] = mine
         return mine
 
-    def end_turn(self, id: bytes, mine: asyncio.Future[None]) -> None:
+    def end_turn(self, id: Hashable, mine: asyncio.Future[None]) -> None:
         """Let the next one with the key in."""
         del self._running[id]
         mine.set_result(None)
 
     async def find(self, connection: Connection, key: Key, timeout: float) -> Entry | None:
         """The entry of *key* in the database."""
-        return await _find(connection, key.token, timeout)
+        found = await _find(connection, key.token, timeout)
+        if found is None and key.older is not None:
+            found = await _find(connection, key.older, timeout)
+        return found
 
     def purge(self, target: Target, pool: Pool) -> None:
         """Now and then, behind an answer: forget keys that have had their day."""
@@ -225,7 +241,7 @@ class Ledger:
         Raises:
             OutcomeUnknown: It may have taken effect, and nobody can tell.
         """
-        doubt = self.doubtful.get(key.id)
+        doubt = self.doubtful.get(key.whose)
         if doubt is not None:
             entry, number = doubt
             happened = await self.settle(connection, number, deadline)
@@ -234,10 +250,10 @@ class Ledger:
                     "whether an earlier request with this key took effect is not known",
                     hint="read what it would have written",
                 )
-            del self.doubtful[key.id]
+            del self.doubtful[key.whose]
             if happened:
-                self.memory.put(key.id, entry, self.time())
-        return self.memory.get(key.id, self.time())
+                self.memory.put(key.whose, entry, self.time())
+        return self.memory.get(key.whose, self.time())
 
     async def settle(
         self, connection: Connection, number: Number | None, deadline: float

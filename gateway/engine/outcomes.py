@@ -34,12 +34,13 @@ class Outcomes(Parts):
         deadline = deadline_of(call, None, grant, target)
         key = self.ledger.key(Keyed(principal.subject, text, b""))
         try:
-            mine = await self.ledger.turn(key.id, deadline)
+            mine = await self.ledger.turn(key.whose, deadline)
         except KeyInProgress:
             return Became(Outcome.UNKNOWN)
         try:
             lease = await self._lease(target, grant, deadline, call)
             try:
+                await self._leave_standby(lease, deadline)
                 connection = lease.connection
                 kind = await self.ledger.look(lease, left(deadline, self._time))
                 call.idempotency = kind
@@ -54,7 +55,7 @@ class Outcomes(Parts):
                     absent = Outcome.NOT_EXECUTED
                 else:
                     # Of a doubt that was solved just now the answer is known, of nothing else.
-                    doubted = key.id in self.ledger.doubtful
+                    doubted = key.whose in self.ledger.doubtful
                     entry = await self.ledger.remembered(connection, key, deadline)
                     absent = Outcome.NOT_EXECUTED if doubted else Outcome.UNKNOWN
             except OutcomeUnknown:
@@ -64,9 +65,9 @@ class Outcomes(Parts):
             finally:
                 lease.settle_soon()
         finally:
-            self.ledger.end_turn(key.id, mine)
+            self.ledger.end_turn(key.whose, mine)
         if entry is None:
             # It may have been one that leaves nothing behind, if this process knows it.
-            known = self.ledger.memory.get(key.id, self._time())
+            known = self.ledger.memory.get(key.whose, self._time())
             return Became(Outcome.COMMITTED, known.at) if known is not None else Became(absent)
         return Became(Outcome.COMMITTED, entry.at)

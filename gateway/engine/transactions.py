@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ..core.errors import InvalidRequest, QueueTimeout, TransactionGone
 from ..core.fair_queue import Ticket
-from ..core.model import Ask, Grant, OpenTransaction, Principal
+from ..core.model import Ask, Grant, OpenTransaction, Principal, TransactionMode
 from ..core.observation import TransactionEnded, TransactionOpened
 from ..core.transaction import (
     BOOT_BYTES,
@@ -44,8 +44,8 @@ class Held:
     """One open transaction."""
 
     __slots__ = (
-        "born", "database", "ending", "grant", "id", "lease", "limits", "lock", "room", "state",
-        "subject", "target", "timer",
+        "born", "database", "ending", "fresh", "grant", "id", "lease", "limits", "lock", "mode",
+        "path", "room", "schema", "state", "subject", "target", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +59,8 @@ class Held:
         room: Ticket,
         limits: Limits,
         born: float,
+        mode: TransactionMode,
+        schema: str | None,
     ) -> None:
         self.id = id
         self.subject = subject
@@ -70,6 +72,13 @@ class Held:
         self.lock = asyncio.Lock()
         self.limits = limits
         self.born = born
+        self.mode = mode
+        self.schema = schema
+        """The search_path that it began with, if not the session's own."""
+        self.path: str | None = None
+        """The search_path that it had before a statement brought its own."""
+        self.fresh = True
+        """Nothing has run in it: to begin it anew is to lose nothing."""
         self.state = State.IDLE
         self.ending: Event | None = None
         """What ends it as soon as the call that runs is over."""
@@ -115,7 +124,7 @@ class Transactions:
 
     def add(
         self, *, principal: Principal, target: Target, grant: Grant, lease: Lease, room: Ticket,
-        idle_timeout: float,
+        idle_timeout: float, mode: TransactionMode, schema: str | None,
     ) -> Held:  # fmt: skip
         """Take a transaction in that has just begun on *lease*; *room* was taken before."""
         now = asyncio.get_running_loop().time()
@@ -124,7 +133,7 @@ class Transactions:
             limits = limits.closed(idle=self._closing[0], ends=self._closing[1])
         held = Held(
             self.new_id(), subject=principal.subject, target=target, grant=grant, lease=lease,
-            room=room, limits=limits, born=now,
+            room=room, limits=limits, born=now, mode=mode, schema=schema,
         )  # fmt: skip
         self.open[held.id] = held
         self.none_open.clear()

@@ -111,6 +111,8 @@ class Connector:
         """Session settings that the server refused."""
         self._tls = _tls(target, login)
         self._primary: tuple[str, int] | None = None
+        self._proven: str | None = None
+        """The password of the settings that was accepted last."""
         self.was_primary = False
         """A connection of ours was to a server that took writes."""
 
@@ -188,7 +190,7 @@ class Connector:
     async def _open(self, timeout: float) -> Connection:
         credentials = self._credentials
         if credentials is None:
-            return await self._log_in(self.login.user, self._password(), timeout)
+            return await self._log_in_plainly(timeout)
         credential = await credentials.current()
         try:
             return await self._log_in(credential.user, credential.password, timeout)
@@ -202,6 +204,18 @@ class Connector:
                 credentials.worked(other)
                 return connection
             raise
+
+    async def _log_in_plainly(self, timeout: float) -> Connection:
+        user, password = self.login.user, self._password()
+        try:
+            connection = await self._log_in(user, password, timeout)
+        except asyncpg.InvalidAuthorizationSpecificationError:
+            # A file is replaced a moment before the database gets the new password.
+            if self._proven in (None, password):
+                raise
+            return await self._log_in(user, self._proven, timeout)
+        self._proven = password
+        return connection
 
     def _revoke(self) -> None:
         """Lend nothing again that was opened with credentials that are no longer the right ones."""

@@ -15,6 +15,7 @@ from ..core.errors import (
     GatewayError,
     Internal,
     InvalidParameter,
+    LoginRefused,
     OutcomeUnknown,
     SerializationFailure,
     SeveralStatements,
@@ -149,9 +150,11 @@ def translate_connect(error: BaseException) -> GatewayError:
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
         if state in {"28P01", "28000"}:
-            return DatabaseUnavailable(
-                "the database refused the gateway's login", hint="check the login of this target"
-            )
+            # PostgreSQL's own words name user, database and address: they are for the log.
+            if state == "28P01":
+                message = "password authentication failed for the gateway's login"
+                return LoginRefused(message, sqlstate=state, reason=str(error))
+            return LoginRefused(sqlstate=state, reason=str(error))
         if state == "3D000":
             return DatabaseUnavailable("the database does not exist", hint="check its name")
         if state in _NOT_NOW:

@@ -284,6 +284,69 @@ def test_an_old_primary_that_became_a_standby_is_left(pair: Pair) -> None:
         assert rows(pair.promoted, "after") == 1
 
 
+def test_a_write_lost_on_the_old_primary_waits_on_the_standby_for_its_promotion(
+    pair: Pair,
+) -> None:
+    """It is repeated once; that a standby lets nobody write is not another loss."""
+    with (
+        Proxy(pair.primary.port) as proxy,
+        running(settings_of(pair, proxy.port), pair.database) as gateway,
+    ):
+        assert write(gateway, "before").status_code == 200
+        pair.caught_up()
+        senders = Senders(gateway)
+        slow = "insert into did select $1 from (select pg_sleep(1)) s"
+        senders.send("/execute", {"sql": slow, "parameters": ["after"]}, "k")
+        running_ = "select count(*) from pg_stat_activity where query like '%pg_sleep(1)) s'"
+        until(lambda: pair.primary.sql(running_) != "0", "it does not run")
+        proxy.target = pair.replica.port
+        proxy.reset()
+        refused = "select count(*) from pg_stat_activity where application_name = 'pgsluice'"
+        until(lambda: pair.replica.sql(refused) != "0", "nobody came to the standby")
+        # A read that is answered there: the gateway has met the standby by now.
+        assert gateway.execute("select pg_is_in_recovery()")["rows"] == [[True]]
+        assert senders.answers == []
+        pair.promote()
+        (answer,) = senders.join()
+        assert answer.status_code == 200, answer.text
+        assert rows(pair.promoted, "after") == 1
+
+
+def test_a_commit_lost_with_the_old_primary_is_looked_up_when_the_standby_is_promoted(
+    pair: Pair,
+) -> None:
+    """Until then nobody can tell, and to call it unknown would be too early."""
+    with (
+        Proxy(pair.primary.port) as proxy,
+        running(settings_of(pair, proxy.port), pair.database) as gateway,
+    ):
+        assert write(gateway, "before").status_code == 200
+        lost = LostCommit(proxy, arrives=True)
+        senders = Senders(gateway)
+        senders.send("/execute", {"sql": INSERT, "parameters": ["after"]}, "k")
+        assert lost.seen.wait(60)
+        until(lambda: rows(pair.database, "after") == 1, "the COMMIT did not arrive")
+        pair.caught_up()
+        proxy.target = pair.replica.port
+        lost.finish()
+        came = "select count(*) from pg_stat_activity where application_name = 'pgsluice'"
+        until(lambda: pair.replica.sql(came) != "0", "nobody came to the standby")
+
+        def ask() -> None:
+            with gateway.http() as client:
+                senders.answers.append(client.get("/outcomes/k"))
+
+        senders.run(ask)
+        assert gateway.execute("select pg_is_in_recovery()")["rows"] == [[True]]
+        assert senders.answers == []
+        pair.kill_primary()
+        pair.promote()
+        answers = senders.join()
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert {answer.json().get("outcome", "committed") for answer in answers} == {"committed"}
+        assert rows(pair.promoted, "after") == 1
+
+
 def test_a_target_that_never_was_a_primary_refuses_writes_at_once(pair: Pair) -> None:
     with running(settings_of(pair, pair.replica.port), pair.database) as gateway:
         assert gateway.execute("select 1")["rows"] == [[1]]

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.cli.token import token_for
 from gateway.core.idempotency import KEPT_BYTES
 from gateway.core.policy import Rule
-from tests.fix_gateway import Gateway, running, settings_for, until
+from gateway.settings import Settings
+from tests.fix_gateway import (
+    MASTER,
+    PROCESS_MASTER_KEY,
+    Gateway,
+    process,
+    running,
+    settings_for,
+    until,
+)
 from tests.fix_ledger import LostCommit, Senders, behind_proxy, install_ledger, make_table
 from tests.fix_postgres import APP_USER, GATEWAYS, Database
 
@@ -117,6 +130,119 @@ def test_a_write_is_remembered_over_a_restart(ledger_database: Database) -> None
         first = write(gateway, "a", "k")
     with running(settings, ledger_database) as gateway:
         second = write(gateway, "a", "k")
+    assert (second.content, second.headers["x-gateway-replayed"]) == (first.content, "true")
+    assert rows(ledger_database) == 1
+
+
+OTHER = b"another master key, for tests only"
+
+
+def under(settings: Settings, master: bytes, previous: bytes | None = None) -> Settings:
+    """*settings* with these master keys."""
+    auth = replace(settings.auth, master_key=master, previous_master_key=previous)
+    return replace(settings, auth=auth)
+
+
+def under_token(gateway: Gateway, master: bytes, what: str, key: str) -> Any:
+    token = token_for(master, subject="tester", lifetime=600)
+    with gateway.http(token) as client:
+        body = {"sql": INSERT, "parameters": [what]}
+        return client.post("/execute", json=body, headers={"idempotency-key": key})
+
+
+def test_keys_are_known_by_every_node_while_the_master_key_is_replaced(
+    ledger_database: Database,
+) -> None:
+    settings = settings_for(ledger_database)
+    with (
+        running(under(settings, MASTER), ledger_database) as old,
+        running(under(settings, OTHER, MASTER), ledger_database) as both,
+        running(under(settings, OTHER), ledger_database) as new,
+    ):
+        before = under_token(old, MASTER, "before", "k1")
+        during = under_token(both, MASTER, "during", "k2")
+        repeats = [
+            (before, under_token(both, OTHER, "before", "k1")),
+            (during, under_token(both, OTHER, "during", "k2")),
+            (during, under_token(old, MASTER, "during", "k2")),
+            (during, under_token(new, OTHER, "during", "k2")),
+        ]
+        with both.http() as client:
+            assert client.get("/outcomes/k1").json()["outcome"] == "committed"
+        # What the new key alone cannot know: why the previous one is kept for a day.
+        with new.http(token_for(OTHER, subject="tester", lifetime=600)) as client:
+            assert client.get("/outcomes/k1").json()["outcome"] == "not_executed"
+    for first, second in repeats:
+        assert second.headers.get("x-gateway-replayed") == "true", second.text
+        assert second.content == first.content
+    assert (rows(ledger_database, "before"), rows(ledger_database, "during")) == (1, 1)
+
+
+@pytest.mark.parametrize("first", ["old", "both", "new"])
+def test_twins_take_effect_once_while_the_master_key_is_replaced(
+    ledger_database: Database, first: str
+) -> None:
+    settings = settings_for(ledger_database)
+    with (
+        running(under(settings, MASTER), ledger_database) as old,
+        running(under(settings, OTHER, MASTER), ledger_database) as both,
+        running(under(settings, OTHER), ledger_database) as new,
+        old.http() as client,
+    ):
+        nodes = {"old": (old, MASTER), "both": (both, OTHER), "new": (new, OTHER)}
+        other = nodes["both"] if first != "both" else nodes["new"]
+        begun = client.post("/transactions", json={}).json()["transaction"]
+        lock = {"sql": "lock table did in exclusive mode", "transaction": begun}
+        assert client.post("/execute", json=lock).status_code == 200
+        answers: list[Any] = []
+        threads = [
+            threading.Thread(target=lambda each=each: answers.append(under_token(*each, "a", "k")))
+            for each in (nodes[first], other)
+        ]
+        waits = "select count(*) from pg_stat_activity where wait_event = {} and " + GATEWAYS
+        for thread, event in zip(threads, ("'relation'", "'advisory'"), strict=True):
+            thread.start()
+            until(lambda event=event: ledger_database.sql(waits.format(event)) == "1", "it waits")
+        client.post(f"/transactions/{begun}/rollback")
+        for thread in threads:
+            thread.join(60)
+    assert [answer.status_code for answer in answers] == [200, 200], answers
+    assert answers[0].content == answers[1].content
+    assert rows(ledger_database) == 1
+
+
+def test_keys_are_known_after_the_master_key_was_replaced_by_a_reload(
+    ledger_database: Database, tmp_path: Path
+) -> None:
+    config = tmp_path / "gateway.toml"
+
+    def write_config(auth: str) -> None:
+        server = ledger_database.server
+        config.write_text(
+            f'[auth]\n{auth}[targets.main]\nhosts = ["127.0.0.1:{server.port}"]\n'
+            f'tls = "disable"\ndatabase = "{ledger_database.name}"\n'
+            f'[targets.main.logins.app]\nuser = "{APP_USER}"\n'
+            '[[policy]]\nname = "all"\nresources = ["*"]\nsecrets = ["*"]\n'
+        )
+
+    environ = {"AUTH__MASTER_KEY": ""}
+    first_key, second_key = PROCESS_MASTER_KEY, PROCESS_MASTER_KEY.swapcase()
+    write_config(f'master_key = "{first_key}"\n')
+    with process(ledger_database, config, **environ) as gateway:
+
+        def send(master: str) -> Any:
+            token = token_for(master.encode(), subject="tester", lifetime=600)
+            with gateway.http(token) as client:
+                body = {"sql": INSERT, "parameters": ["a"]}
+                return client.post("/execute", json=body, headers={"idempotency-key": "k"})
+
+        first = send(first_key)
+        assert first.status_code == 200, first.text
+        assert send(second_key).status_code == 401
+        write_config(f'master_key = "{second_key}"\nprevious_master_key = "{first_key}"\n')
+        gateway.signal(signal.SIGHUP)
+        until(lambda: send(second_key).status_code != 401, "the new key does not count")
+        second = send(second_key)
     assert (second.content, second.headers["x-gateway-replayed"]) == (first.content, "true")
     assert rows(ledger_database) == 1
 
@@ -326,6 +452,19 @@ def test_without_the_table_a_process_remembers_and_says_so(database: Database) -
         assert target["idempotency"] == "memory"
         assert "idempotency: memory" in target["weakened"]
     assert rows(database) == 1
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["with the table", "without"])
+def test_at_its_start_a_node_says_where_keys_are_kept(database: Database, there: bool) -> None:
+    if there:
+        install_ledger(database)
+    with process(database) as gateway:
+        until(lambda: '"event":"idempotency_found"' in gateway.said, "it says nothing")
+        (line,) = [each for each in gateway.said.splitlines() if "idempotency_found" in each]
+        told = json.loads(line)
+    assert told["where"] == ("database" if there else "memory")
+    # A promise that is weaker than it could be is no mere note.
+    assert told["level"] == ("info" if there else "warning")
 
 
 def test_a_node_tells_at_once_that_it_has_the_table(ledger_gateway: Gateway) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
 
 from gateway.cli.token import token_for
-from tests.fix_gateway import MASTER, Gateway, until
+from tests.fix_gateway import MASTER, Gateway, running, settings_for, until
 from tests.fix_ledger import LostCommit, Senders, behind_proxy, install_ledger, make_table
 from tests.fix_postgres import APP_USER, GATEWAYS, Database
 
@@ -256,6 +258,70 @@ def test_a_statement_that_kills_its_backend_is_not_run_for_ever(
     assert rows(ledger_database) == 0
 
 
+def test_who_lost_a_connection_is_given_a_new_one_and_none_of_the_same_dying_server(
+    ledger_database: Database,
+) -> None:
+    """What else is open may be about to go as well, and a repetition is had only once."""
+    ledger_database.sql("create table away (n int); grant select on away to public")
+    ours = f"from pg_stat_activity where application_name = 'pgsluice' and {GATEWAYS}"
+    settings = settings_for(ledger_database, max_connections=2)
+    slow = {
+        "sql": "insert into did select $1 from"
+        " (select pg_sleep(case when exists (select from away) then 0 else 60 end)) s",
+        "parameters": ["a"],
+    }
+    stopped: list[int] = []
+    with running(settings, ledger_database) as gateway:
+        senders = Senders(gateway)
+        for number in range(2):
+            senders.send("/execute", slow | {"parameters": [f"{number}"]}, f"k{number}")
+        busy = f"select pid {ours} and query like '%pg_sleep%' and state = 'active'"
+        until(lambda: len(ledger_database.sql(busy).split()) == 2, "two do not run")
+        first, second = map(int, ledger_database.sql(busy).split())
+        try:
+            # The second one will be idle, and then as good as dead.
+            ledger_database.sql(f"select pg_cancel_backend({second})")
+            idle = f"select count(*) {ours} and pid = {second} and query like 'RESET%'"
+            idle += " and state = 'idle'"
+            until(lambda: ledger_database.sql(idle) == "1", "it is not idle")
+            os.kill(second, signal.SIGSTOP)
+            stopped.append(second)
+            ledger_database.sql(
+                f"insert into away values (1); select pg_terminate_backend({first})"
+            )
+            answers = senders.join()
+            states = sorted(answer.status_code for answer in answers)
+            assert states == [200, 400], [answer.text for answer in answers]
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+    assert rows(ledger_database) == 1
+
+
+def test_a_refused_write_on_a_primary_is_not_taken_for_a_failover(
+    ledger_database: Database,
+) -> None:
+    """25006 comes of standbys and of read-only transactions: the server is asked which it is."""
+    ours = f"select pid from pg_stat_activity where application_name = 'pgsluice' and {GATEWAYS}"
+    with running(settings_for(ledger_database, max_connections=1), ledger_database) as gateway:
+        assert write(gateway, "a", None).status_code == 200
+        before = ledger_database.sql(ours).split()
+        with gateway.http() as client:
+            for _ in range(2):
+                body = {"sql": INSERT, "parameters": ["b"], "read_only": True}
+                answer = client.post("/execute", json=body)
+                assert (answer.status_code, answer.json()["sqlstate"]) == (400, "25006")
+                assert answer.json()["outcome"] == "not_executed"
+        # A write that reads first: refused, and sent again on its own way, on the same session.
+        ledger_database.sql(
+            "create function put() returns int language sql security definer as"
+            " $$ insert into did values ('c') returning 1 $$"
+        )
+        assert gateway.execute("select put()")["rows"] == [[1]]
+        assert ledger_database.sql(ours).split() == before
+    assert rows(ledger_database) == 2
+
+
 def test_ddl_under_a_batch_is_not_the_callers_error(
     ledger_gateway: Gateway, ledger_database: Database
 ) -> None:
@@ -266,6 +332,70 @@ def test_ddl_under_a_batch_is_not_the_callers_error(
         answer = client.post("/batch", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["results"][0]["rows"] == [["a", 0, "m"]]
+
+
+def _begun(client: Any, **members: Any) -> str:
+    answer = client.post("/transactions", json=members)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["transaction"])
+
+
+@pytest.mark.parametrize(
+    ("change", "last"),
+    [
+        ("alter table did add column more text default 'm'", ["a", "m"]),
+        ("alter table did alter what type varchar(9)", ["a"]),
+        ("drop table did; create table did (n int, what text); insert into did values (1, 'a');"
+         " grant all on did to public",
+         [1, "a"]),
+    ],
+    ids=["a column more", "another type", "another table"],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["execute", "batch"])
+def test_ddl_under_the_first_statement_of_a_transaction_is_not_the_callers_error(
+    database: Database, change: str, last: list[Any], how: str
+) -> None:
+    database.sql("create table did (what text); insert into did values ('a')")
+    database.sql("grant all on did to public")
+    sql = "select * from did"
+    body: Any = {"sql": sql} if how == "execute" else {"statements": [{"sql": sql}]}
+    # One connection, so that the statement is surely known there.
+    settings = settings_for(database, max_connections=1)
+    with running(settings, database) as gateway, gateway.http() as client:
+        for rows_wanted in (["a"], last):
+            mode = {"isolation": "repeatable_read"}
+            body["transaction"] = _begun(client, **mode)
+            answer = client.post(f"/{how}", json=body)
+            assert answer.status_code == 200, answer.text
+            result = answer.json() if how == "execute" else answer.json()["results"][0]
+            assert result["rows"] == [rows_wanted]
+            # It is still the transaction that was asked for.
+            asked = {"sql": "show transaction_isolation", "transaction": body["transaction"]}
+            level = client.post("/execute", json=asked).json()["rows"]
+            assert level == [["repeatable read"]]
+            address = f"/transactions/{body['transaction']}/commit"
+            assert client.post(address, json={}).status_code == 200
+            if rows_wanted == ["a"]:
+                database.sql(change)
+
+
+def test_ddl_under_a_later_statement_of_a_transaction_ends_it_and_loses_nothing_silently(
+    database: Database,
+) -> None:
+    database.sql("create table did (what text); grant all on did to public")
+    settings = settings_for(database, max_connections=1)
+    with running(settings, database) as gateway, gateway.http() as client:
+        assert client.post("/execute", json={"sql": "select * from did"}).status_code == 200
+        transaction = _begun(client)
+        seen = client.post("/execute", json={"sql": "select 1", "transaction": transaction})
+        assert seen.status_code == 200
+        database.sql("alter table did add column more text")
+        asked = {"sql": "select * from did", "transaction": transaction}
+        refused = client.post("/execute", json=asked)
+        # What it has read before may have been acted upon: nobody may begin it anew unasked.
+        assert (refused.status_code, refused.json()["sqlstate"]) == (400, "0A000")
+        assert refused.json()["outcome"] == "not_executed"
+        assert client.post("/execute", json=asked).json()["sqlstate"] == "25P02"
 
 
 def test_only_what_surely_was_not_executed_is_answered_with_what_sdks_send_again() -> None:

@@ -67,6 +67,8 @@ class Report:
     words: Counter[str] = field(default_factory=Counter)
     """The errors of operations that were not acknowledged."""
     by_fault: Counter[str] = field(default_factory=Counter)
+    by_sender: Counter[str] = field(default_factory=Counter)
+    """Operations that each client has sent."""
     seconds: float = 0.0
 
     @property

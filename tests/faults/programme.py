@@ -76,6 +76,10 @@ class Load:
             time.sleep(0.01)
         return True
 
+    def sent(self) -> dict[str, int]:
+        """How many operations each sender is through with."""
+        return {name: file.read_bytes().count(b"\n") for name, file in self._files.items()}
+
     def said(self) -> list[Said]:
         """What every caller was told."""
         return [
@@ -117,6 +121,7 @@ def run(
             while load.running:
                 time.sleep(0.05)
             said = load.said()
+            report.by_sender.update(load.sent())
         finally:
             load.stop()
         open_ = [each for each in said if each.said == "unknown" and each.keys]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.faults.__main__ import table
+from tests.faults.__main__ import table, verdict
 from tests.faults.checker import Report, Said, Stored, check, in_flight
 from tests.faults.faults import FAULTS, schedule
 from tests.faults.operations import plan
-from tests.faults.programme import run
+from tests.faults.rounds import Round, each, rounds
 
 SEED = 20_261_121
 
@@ -22,15 +22,51 @@ SEED = 20_261_121
 def test_under_every_fault_nothing_is_lost_doubled_or_misreported_and_the_naive_one_doubles(
     capsys: Any, record_property: Any
 ) -> None:
-    ours = run("pgsluice", 1_500, SEED)
-    naive = run("naive", 2_000, SEED)
+    planned = [Round("pgsluice", 1_500, SEED, 1, 1), Round("naive", 2_000, SEED, 1, 1)]
+    reports = {what.subject: came for what, came in each(planned, 2, float("inf"))}
+    ours, naive = reports["pgsluice"], reports["naive"]
+    # The programme itself must not be what is missing here.
+    assert isinstance(ours, Report) and isinstance(naive, Report), reports
     record_property("figures", json.dumps([ours.figures(), naive.figures()]))
     with capsys.disabled():
         sys.stdout.write(f"\n{table([ours, naive])}\n")
     assert set(ours.by_fault) == set(FAULTS)
+    assert set(ours.by_sender) == {"client", "js", "boto3"}
+    assert all(count > 100 for count in ours.by_sender.values())
     assert ours.in_flight > 100
     assert ours.flaws == []
     assert naive.lost or naive.doubled, "the programme is too mild"
+
+
+def test_a_run_is_made_of_rounds_that_take_turns_and_can_be_repeated_alone() -> None:
+    planned = rounds(25_000, 7, ["pgsluice", "naive"], 10_000)
+    assert [(each.subject, each.operations, each.seed) for each in planned] == [
+        ("pgsluice", 10_000, 7),
+        ("naive", 3_000, 7),
+        ("pgsluice", 10_000, 8),
+        ("pgsluice", 5_000, 9),
+    ]
+    assert planned[2].again == (
+        "python -m tests.faults --operations 10000 --round 10000 --seed 8 --subjects pgsluice"
+    )
+
+
+@pytest.mark.parametrize(
+    ("reports", "broken", "wrong"),
+    [
+        ([Report("pgsluice", 1), Report("naive", 1, doubled=["a"])], [], 0),
+        ([Report("pgsluice", 1), Report("naive", 1, lost=["a"])], [], 0),
+        ([Report("pgsluice", 1, lost=["a"])], [], 1),
+        ([Report("pgsluice", 1, unresolved=["a"])], [], 1),
+        ([Report("pgsluice", 1), Report("naive", 1, wrong=["a"])], [], 1),
+        ([Report("pgsluice", 1)], ["it stood still"], 1),
+    ],
+    ids=["doubled by naive", "lost by naive", "lost by us", "unknown", "too mild", "broke off"],
+)
+def test_a_flaw_of_ours_and_an_unharmed_naive_one_end_the_run_with_an_error(
+    reports: list[Report], broken: list[str], wrong: int
+) -> None:
+    assert len(verdict(reports, broken)) == wrong
 
 
 def test_a_seed_stands_for_the_same_operations_and_the_same_faults() -> None:
