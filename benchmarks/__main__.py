@@ -1,11 +1,12 @@
 """`python -m benchmarks`: what the gateway is measured by, one after the other.
 
-    python -m benchmarks             measure, print, and write results/
-    python -m benchmarks --compare   measure, and fail where a ratio fell behind results/
+    python -m benchmarks             measure, print, write results/ and the page on performance
+    python -m benchmarks --compare   measure, and fail where a ratio fell behind results/,
+                                     which stay as they are
 
 Each module measures one thing and can be run by itself: `bench_http` (statements),
 `bench_rows` (large results and batches), `bench_fanin` (very many callers), `bench_client`
-(cold start), `bench_hangup`, `bench_token`.
+(cold start), `bench_hangup`, `bench_token`, `bench_issuer`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import Any
 
 import orjson
 
-from . import bench_http, bench_rows
+from . import bench_http, bench_rows, plot
 from .bench_http import RESULTS
 
+MEASURED = ("http", "rows")
+_NAMES = ("delay_ms", "statement", "callers", "name", "what")
+"""Members that tell the figures of one list apart."""
 TOLERANCE = 0.25
 """Part of a ratio that the noise of a shared machine may take."""
 
@@ -27,8 +31,7 @@ TOLERANCE = 0.25
 def ratios(result: Any, path: str = "") -> Iterator[tuple[str, float]]:
     """Every number of *result* whose name ends in `ratio`, with where it stands."""
     if isinstance(result, dict):
-        name = " ".join(str(result[key]) for key in ("delay_ms", "statement", "callers", "name")
-                        if key in result)  # fmt: skip
+        name = " ".join(str(result[key]) for key in _NAMES if key in result)
         for key, value in result.items():
             if isinstance(value, int | float) and key.endswith("ratio"):
                 yield f"{path} {name} {key}".strip(), float(value)
@@ -61,21 +64,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     sys.argv[1:] = [f"--rounds={given.rounds}"]
-    before = {
-        name: orjson.loads((RESULTS / name).read_bytes())
-        for name in ("http.json", "rows.json")
-        if (RESULTS / name).exists()
-    }
+    files = [RESULTS / f"{name}.{kind}" for name in MEASURED for kind in ("json", "md")]
+    before = {path: path.read_bytes() for path in files if path.exists()}
     bench_http.main()
     bench_rows.main()
-    if given.compare:
-        worse = [
-            line
-            for name, kept in before.items()
-            for line in behind(orjson.loads((RESULTS / name).read_bytes()), kept)
-        ]
-        print("\n".join(worse) or "no ratio fell behind")
-        sys.exit(bool(worse))
+    if not given.compare:
+        plot.main()
+        return
+    worse = [
+        line
+        for path, kept in before.items()
+        if path.suffix == ".json"
+        for line in behind(orjson.loads(path.read_bytes()), orjson.loads(kept))
+    ]
+    for path, kept in before.items():
+        path.write_bytes(kept)
+    print("\n".join(worse) or "no ratio fell behind")
+    sys.exit(bool(worse))
 
 
 if __name__ == "__main__":

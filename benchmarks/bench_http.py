@@ -126,9 +126,12 @@ class Load:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(self, server: Server, kind: str, callers: int, seconds: float) -> dict[str, Any]:
+    def run(
+        self, server: Server, kind: str, callers: int, seconds: float, think: float = 0.0
+    ) -> dict[str, Any]:
         """Figures of one job; an error of any request ends the benchmark."""
         job = {
+            "think": think,
             "port": server.port,
             "requests": server.requests[kind],
             "callers": callers,

@@ -1,12 +1,14 @@
 """A load client in a process of its own: keep-alive, one request at a time for each caller.
 
 Reads jobs from standard input, one JSON object a line, and prints one line of figures
-for each. A caller sends its next request when the last was answered, never before.
+for each. A caller sends its next request when the last was answered, never before, or `think`
+seconds later if the job says so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 import time
 from typing import Any
@@ -19,7 +21,8 @@ import uvloop
 class Caller(asyncio.Protocol):
     """One connection that asks, waits, and asks again until the time is over."""
 
-    def __init__(self, requests: list[bytes], first: int, stride: int) -> None:
+    def __init__(self, requests: list[bytes], first: int, stride: int, think: float) -> None:
+        self._think = think
         self._requests = requests
         self._at = first
         self._stride = stride
@@ -38,7 +41,11 @@ class Caller(asyncio.Protocol):
     def start(self, until: float) -> None:
         """Ask until *until*, a moment of the monotonic clock."""
         self._until = until
-        self._ask()
+        if self._think:
+            # Not all at once.
+            asyncio.get_running_loop().call_later(random.uniform(0, self._think), self._ask)
+        else:
+            self._ask()
 
     def _ask(self) -> None:
         request = self._requests[self._at % len(self._requests)]
@@ -62,8 +69,11 @@ class Caller(asyncio.Protocol):
         else:
             self.errors.append(self._buffer[:200].decode("ascii", "replace"))
         self._buffer = b""
-        if now < self._until:
-            self._ask()
+        if now + self._think < self._until:
+            if self._think:
+                asyncio.get_running_loop().call_later(self._think, self._ask)
+            else:
+                self._ask()
         elif not self.done.done():
             self.done.set_result(None)
 
@@ -82,7 +92,9 @@ async def measure(job: dict[str, Any]) -> dict[str, Any]:
     callers = []
     for index in range(count):
         _, caller = await loop.create_connection(
-            lambda index=index: Caller(requests, index, count),  # type: ignore[misc]
+            lambda index=index: Caller(  # type: ignore[misc]
+                requests, index, count, job.get("think", 0.0)
+            ),
             "127.0.0.1",
             job["port"],
         )
@@ -98,6 +110,7 @@ async def measure(job: dict[str, Any]) -> dict[str, Any]:
     errors = [each for caller in callers for each in caller.errors]
     return {
         "per_second": len(times) / took,
+        "mean_ms": sum(times) / len(times) * 1000 if times else None,
         "p50_ms": times[len(times) // 2] * 1000 if times else None,
         "p99_ms": times[len(times) * 99 // 100] * 1000 if times else None,
         "errors": len(errors),

@@ -17,7 +17,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -114,8 +114,12 @@ def _bool(value: Any) -> bool:
     raise _wrong("true or false", value, "bool")
 
 
+def _range(bits: int) -> tuple[int, int]:
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if bits else (0, (1 << 32) - 1)
+
+
 def _int(name: str, bits: int) -> Encode:
-    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if bits else (0, (1 << 32) - 1)
+    low, high = _range(bits)
 
     def encode(value: Any) -> int:
         if type(value) is not int:
@@ -227,8 +231,24 @@ def _bytea(value: Any) -> str:
         ) from None
 
 
-def _array(of: Target) -> Encode:
-    element = encoder(of)
+_ESCAPE = re.compile(rb"\\\\|\\([0-3][0-7][0-7])|\\")
+
+
+def _escaped_bytea(value: Any) -> str:
+    r"""As PostgreSQL reads it: `\\x` and hex digits, or text with `\\` and octal escapes."""
+    if not isinstance(value, str) or value.startswith("\\x"):
+        return _bytea(value)
+
+    def octet(match: re.Match[bytes]) -> bytes:
+        if match[0] == b"\\":
+            raise InvalidParameter("a backslash in a bytea begins no escape")
+        return b"\\" if match[1] is None else bytes([int(match[1], 8)])
+
+    return "\\x" + _ESCAPE.sub(octet, value.encode()).hex()
+
+
+def _array(of: Target, verbatim: bool = False) -> Encode:
+    element = encoder(of, verbatim=verbatim)
 
     def encode(value: Any) -> Any:
         if isinstance(value, str):
@@ -280,13 +300,16 @@ def _shape(value: list[Any], depth: int = 1) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1024)
-def encoder(to: Target) -> Encode:
+def encoder(to: Target, *, verbatim: bool = False) -> Encode:
     """The function that makes of a JSON value, never `None`, what the driver takes.
 
     The function raises InvalidParameter for what does not fit.
+
+    Args:
+        verbatim: A string for bytea is in PostgreSQL's own syntax, not base64.
     """
     if to.element is not None:
-        return _array(to.element)
+        return _array(to.element, verbatim)
     if to.form is Form.BOOL:
         return _bool
     if to.form is Form.INT:
@@ -298,8 +321,44 @@ def encoder(to: Target) -> Encode:
     if to.form is Form.JSON:
         return _json(to.name)
     if to.form is Form.BYTEA:
-        return _bytea
+        return _escaped_bytea if verbatim else _bytea
     return _string(to.name)
+
+
+def holds_bytea(to: Target) -> bool:
+    """Whether values of the type are bytea, or hold some."""
+    return to.form is Form.BYTEA or (to.element is not None and holds_bytea(to.element))
+
+
+_AS_TEXT = frozenset({Form.STRING, Form.OTHER, Form.NUMERIC, Form.JSON})
+"""What takes a string as it is."""
+
+
+def encode_all(to: Target, values: Sequence[Any]) -> Sequence[Any]:
+    """What `encoder` makes of each of *values*; NULL stays.
+
+    Masses of values are whole numbers and strings, which need one look at all of them: 0.03 µs
+    a value in place of 0.15.
+
+    >>> encode_all(Target("int2", Form.INT, 16), [1, None, 3])
+    [1, None, 3]
+    >>> encode_all(Target("int2", Form.INT, 16), [1, "2"])
+    [1, 2]
+
+    Raises:
+        InvalidParameter: One of them does not fit.
+    """
+    present = [value for value in values if value is not None] if None in values else values
+    kinds = set(map(type, present))
+    if to.element is None and kinds == {int} and to.form is Form.INT:
+        low, high = _range(to.bits)
+        if low <= min(present) and max(present) <= high:
+            return values
+    if to.element is None and kinds == {str} and to.form in _AS_TEXT:
+        _text("".join(present))
+        return values
+    encode = encoder(to)
+    return [None if value is None else encode(value) for value in values]
 
 
 def natural(value: Any) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
+from operator import is_
 from typing import Any
 
 from ..core.classify import Path
@@ -21,6 +23,7 @@ from ..core.model import (
     Statement,
     TransactionMode,
 )
+from ..core.sets import ForEach
 from ..postgres.connection import Answer, Connection, OverBudget
 from ..postgres.failures import (
     lost,
@@ -29,13 +32,14 @@ from ..postgres.failures import (
 from .claims import goes_first
 from .held import Opened
 from .parts import check_key, deadline_of, left, plans_of, same_plan
-from .plans import Bound, Plan, bind, rebinder
+from .plans import Bound, Plan, bind, rebind_all, rebinder
 from .reply import Reply, result_of
 from .targets import Lease
 from .told import after_failure, keep_state, told, too_large
 from .work import Work
 
 _COUNTED = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
+_MARK = "SAVEPOINT pgsluice_batch"
 
 
 class Several(Opened):
@@ -67,12 +71,14 @@ class Several(Opened):
                         results = kept
                         return results, self._reply_in(held)
                 await connection.quiet(left(deadline, self._time))
-                suffix = ""
-                if request.schema is not None:
-                    suffix = await self._search_path(connection, request.schema, deadline)
-                results = await self._each(
-                    held.lease, held.grant, plans, statements, deadline, many, suffix
-                )
+
+                async def inside() -> list[Result]:
+                    suffix = await self._path_in(held, request.schema, deadline)
+                    return await self._each(
+                        held.lease, held.grant, plans, statements, deadline, many, suffix
+                    )
+
+                results = await self._first(held, inside, deadline)
                 if not many:
                     call.rows = sum(result.row_count for result in results)
                 if work is not None:
@@ -83,7 +89,7 @@ class Several(Opened):
         grant, target = self._grant(principal, request.ask, call)
         call.statements = plans = planned(target, grant, statements)
         await self._hold(grant, plans, request.schema)
-        for index, plan in enumerate(plans):
+        for index, plan in enumerate(plans[:1] if planned is same_plan else plans):
             if plan.bare or plan.classified.path is Path.SAVEPOINT:
                 refused = StatementRefused(
                     f"{plan.classified.verb} cannot be part of a batch",
@@ -137,12 +143,15 @@ class Several(Opened):
     ) -> list[Result]:
         connection = lease.connection
         before = connection.counter.received
+        # What is set for the transaction must survive the way back to the mark.
+        marked = work is None and request.schema is None and _counted(plans)
         try:
             if work is None:
                 early = request.schema is None and not goes_first(grant)
                 if early and len(statements[0].parameters or ()):
                     await bind(connection, plans[0], statements[0], left(deadline, self._time))
-                await connection.begin(mode, left(deadline, self._time))
+                then = _MARK if marked else ""
+                await connection.begin(mode, left(deadline, self._time), then=then)
             else:
                 kept: list[Result] | None = await work.begin(lease, mode, deadline)
                 if kept is not None:
@@ -151,7 +160,9 @@ class Several(Opened):
             if request.schema is not None:
                 suffix = await self._search_path(connection, request.schema, deadline)
             many = isinstance(request, ExecuteMany) and not request.counts
-            results = await self._each(lease, grant, plans, statements, deadline, many, suffix)
+            results = await self._each(
+                lease, grant, plans, statements, deadline, many, suffix, own=True, marked=marked
+            )
             if work is not None:
                 await self._take_off(lease, grant, deadline)
                 await work.record(
@@ -174,15 +185,24 @@ class Several(Opened):
         deadline: float,
         many: bool,
         suffix: str,
+        *,
+        own: bool = False,
+        marked: bool = False,
     ) -> list[Result]:
+        """Run all, in the open transaction.
+
+        Args:
+            own: It ends with the last of them.
+            marked: Its first savepoint is there.
+        """
         connection, target = lease.connection, lease.target
         results: list[Result] = []
         room = target.settings.response_bytes
         try:
-            if (many or _counted(plans)) and len(statements) > 1:
+            if (many and len(statements) > 1) or _counted(plans):
                 await self._claim(lease, grant, deadline, plans[0])
                 done = await self._pipelined(
-                    connection, plans[0], statements, deadline, suffix, not many
+                    connection, plans[0], statements, deadline, suffix, not many, own, marked
                 )
                 if done is not None:
                     return done
@@ -228,6 +248,8 @@ class Several(Opened):
         deadline: float,
         suffix: str,
         counts: bool,
+        own: bool,
+        marked: bool,
     ) -> list[Result] | None:
         """Sets of a statement that returns no rows, in one flight; `None` if it returns some."""
         first = await bind(
@@ -236,15 +258,15 @@ class Several(Opened):
         )  # fmt: skip
         if first.described.columns is not None:
             return None
-        await connection.script("SAVEPOINT pgsluice_batch", left(deadline, self._time))
-        again = rebinder(connection, first, statements[0])
+        given = _columns(connection, plan, first, statements, suffix)
+        if given is None:
+            given = _lazily(rebinder(connection, first, statements[0]), statements)
+        if not marked:
+            await connection.script(_MARK, left(deadline, self._time))
         tags: list[str] | None = None
         try:
             tags = await connection.run_many(
-                first.described,
-                _lazily(again, statements),
-                timeout=left(deadline, self._time),
-                tags=counts,
+                first.described, given, timeout=left(deadline, self._time), tags=counts
             )
         except _OtherKind:
             pass
@@ -259,7 +281,7 @@ class Several(Opened):
             sets = await self._bound(connection, plan, statements, first, deadline, suffix)
             if sets is None:
                 return None
-            await connection.script("SAVEPOINT pgsluice_batch", left(deadline, self._time))
+            await connection.script(_MARK, left(deadline, self._time))
             try:
                 tags = await connection.run_many(
                     first.described, sets, timeout=left(deadline, self._time), tags=counts
@@ -269,15 +291,15 @@ class Several(Opened):
                     raise
                 await self._take_back(connection, deadline)
                 return None
-        await connection.script("RELEASE SAVEPOINT pgsluice_batch", left(deadline, self._time))
+        if not own:
+            await connection.script(f"RELEASE {_MARK}", left(deadline, self._time))
         if counts:
-            answers = [Answer((), tag, True) for tag in tags]
-            return [result_of(connection, first, answer, None) for answer in answers]
+            return _results(connection, first, tags)
         empty = Result((), (), 0, plan.classified.verb, False)
         return [empty] * len(statements)
 
     async def _take_back(self, connection: Connection, deadline: float) -> None:
-        await connection.script("ROLLBACK TO SAVEPOINT pgsluice_batch", left(deadline, self._time))
+        await connection.script(f"ROLLBACK TO {_MARK}", left(deadline, self._time))
 
     async def _bound(
         self,
@@ -314,6 +336,33 @@ class _OtherKind(Exception):
     """A set has values of other kinds than the first one."""
 
 
+def _columns(
+    connection: Connection,
+    plan: Plan,
+    first: Bound,
+    statements: Sequence[Statement],
+    suffix: str,
+) -> Iterable[Sequence[Any]] | None:
+    """The arguments of all *statements*, if all are bound as the first one."""
+    if not isinstance(statements, ForEach) or statements.alike is None:
+        return None
+    columns = rebind_all(
+        connection, plan, first, statements.alike, suffix, statements.strict, statements.verbatim
+    )
+    return None if columns is None else zip(*columns, strict=True)
+
+
+def _results(connection: Connection, bound: Bound, tags: Sequence[str]) -> list[Result]:
+    """One for each tag; the notices are with the first."""
+    notices = connection.take_notices()
+    # Most tags are the same, and so are their results.
+    made = {tag: result_of(connection, bound, Answer((), tag, True), None) for tag in set(tags)}
+    results = [made[tag] for tag in tags]
+    if notices:
+        results[0] = results[0]._replace(notices=notices)
+    return results
+
+
 def _lazily(
     again: Callable[[Parameters], list[Any] | None], statements: Sequence[Statement]
 ) -> Iterator[list[Any]]:
@@ -325,6 +374,10 @@ def _lazily(
 
 
 def _counted(plans: Sequence[Plan]) -> bool:
-    """Whether one statement runs for all sets whose tags say all that there is to say."""
+    """Whether one statement runs for several sets whose tags say all that there is to say."""
+    if len(plans) < 2:
+        return False
     first = plans[0]
-    return first.classified.verb in _COUNTED and all(plan is first for plan in plans)
+    if first.classified.verb not in _COUNTED:
+        return False
+    return all(map(is_, plans, repeat(first)))

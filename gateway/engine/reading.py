@@ -8,20 +8,27 @@ from ..core.classify import Path
 from ..core.formats import arrow_copied
 from ..core.model import Call, Execute, Grant, Kind, TransactionMode
 from ..postgres.connection import Connection, OverBudget
-from ..postgres.copy import copy_of, copy_out, copy_query
+from ..postgres.copy import Take, copy_of, copy_out, copy_query
 from .claims import goes_first
 from .parts import Parts, left, stream_end
-from .plans import Bound, Plan, bind
+from .plans import Bound, Plan, bind, bind_known
 from .reply import Reply, result_of
 from .streams import Copied
 from .targets import Lease, Target
 from .told import keep_state, told, too_large
 
 _NOTHING = TransactionMode()
+SMALL = 16_384
+"""Bytes of an answer behind which the reset is sent at once. The end of a larger one comes in
+several pieces, and would have to be looked for message by message."""
 _COPIES = frozenset({"SELECT", "VALUES", "TABLE", "WITH"})
 _CSV, _TEXT = "FORMAT csv, HEADER true", "FORMAT text"
 _BINARY = "\n--binary"
 """Marks a statement whose times come as numbers, so that it is prepared apart."""
+_TIMED = frozenset({1082, 1182, 1114, 1115, 1184, 1185, 0})
+"""date, timestamp, timestamptz and their arrays, which are sent as text; 0 may be made of them."""
+_FIRST_OWN = 16_384
+"""Oid from which on types are made by users."""
 
 
 class Reads(Parts):
@@ -49,7 +56,10 @@ class Reads(Parts):
             # It is never committed.
             await connection.begin(_NOTHING, left(deadline, self._time), write=False)
         await self._claim(lease, grant, deadline, plan)
-        bound = await bind(connection, plan, request.statement, left(deadline, self._time))
+        bound = bind_known(connection, plan, request.statement) or await bind(
+            connection, plan, request.statement, left(deadline, self._time)
+        )
+        before = connection.counter.received
         try:
             answer = await connection.run(
                 bound.described,
@@ -57,7 +67,9 @@ class Reads(Parts):
                 timeout=left(deadline, self._time),
                 budget=lease.target.settings.read_budget,
                 limit=request.max_rows + 1 if request.max_rows is not None else 0,
+                last=plan.small,
             )
+            plan.small = connection.counter.received - before < SMALL
         except TimeoutError:
             raise
         except Exception as error:
@@ -67,6 +79,47 @@ class Reads(Parts):
             lease.target,
             result=result_of(connection, bound, answer, request.max_rows),
             after=lease.settle,
+            at_once=lease.leave,
+            connection=connection,
+        )
+
+    async def _quick(
+        self, lease: Lease, plan: Plan, request: Execute, grant: Grant, deadline: float
+    ) -> Reply | None:
+        """What `_read` does with a statement whose last result was small, step by step there.
+
+        `None` if it is not as simple as that; nothing has happened then.
+        """
+        if plan.writes or plan.large or plan.bare or grant.claims is not None:
+            return None
+        connection = lease.connection
+        if (request.read_only or grant.read_only) and connection.undoes_read_only:
+            return None
+        bound = bind_known(connection, plan, request.statement)
+        if bound is None:
+            return None
+        counter, most = connection.counter, request.max_rows
+        before = counter.received
+        try:
+            answer = await connection.run(
+                bound.described,
+                bound.arguments,
+                timeout=left(deadline, self._time),
+                budget=lease.target.settings.read_budget,
+                limit=0 if most is None else most + 1,
+                last=True,
+            )
+        except TimeoutError:
+            raise
+        except Exception as error:
+            keep_state(error, bound)
+            raise
+        plan.small = counter.received - before < SMALL
+        return Reply(
+            lease.target,
+            result=result_of(connection, bound, answer, most),
+            after=lease.settle,
+            at_once=lease.leave,
             connection=connection,
         )
 
@@ -105,7 +158,7 @@ class Reads(Parts):
                 grant.limits,
             )
             return Reply(target, copied=rows_copied, after=lease.settle, connection=connection)
-        if call.form == "arrow" and not request.statement.parameters:
+        if call.form == "arrow" and _TIMED.isdisjoint(map(_family, bound.described.parameters)):
             with connection.binary_times():
                 bound = await bind(
                     connection, plan, request.statement, left(deadline, self._time), suffix=_BINARY
@@ -142,11 +195,11 @@ class Reads(Parts):
 
     def _copied(
         self, connection: Connection, sql: str, target: Target, deadline: float, until: float
-    ) -> Callable[[Callable[[bytes], Awaitable[None]]], Awaitable[str]]:
+    ) -> Callable[[Take], Awaitable[str]]:
         if connection.comment:
             sql = f"{sql}\n{connection.comment}"
 
-        async def run(take: Callable[[bytes], Awaitable[None]]) -> str:
+        async def run(take: Take) -> str:
             try:
                 return await copy_out(
                     connection,
@@ -165,6 +218,10 @@ class Reads(Parts):
                 raise said from error
 
         return run
+
+
+def _family(oid: int) -> int:
+    return oid if oid < _FIRST_OWN else 0
 
 
 def _can_copy(plan: Plan, request: Execute, bound: Bound) -> bool:

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from ..core.errors import GatewayError, ResultTooLarge
+from ..core.errors import DatabaseError, GatewayError, ResultTooLarge
 from ..core.fair_queue import FairQueue, Ticket
 from ..core.model import Column, Limits
 from ..core.streams import long_places, next_rows, stream_places
 from ..postgres.connection import Answer
+from ..postgres.copy import Take
 from ..settings import PoolSettings
 from .admission import Admission
 
@@ -138,6 +139,8 @@ class Rows:
         self.truncated = False
         self.finished = False
         """Whether the last batch was taken."""
+        self.refused = False
+        """Whether PostgreSQL refused to go on."""
         self.command = "SELECT"
         self._first = first
         self._fetch = fetch
@@ -176,6 +179,9 @@ class Rows:
             except asyncio.CancelledError:
                 self._ahead = ahead
                 raise
+            except DatabaseError:
+                self.refused = True
+                raise
             total += received
             if self._most and total > self._most:
                 raise past_limit(self._most)
@@ -205,7 +211,7 @@ class Copied:
     def __init__(
         self,
         columns: tuple[Column, ...],
-        run: Callable[[Callable[[bytes], Awaitable[None]]], Awaitable[str]],
+        run: Callable[[Take], Awaitable[str]],
         limits: Limits,
     ) -> None:
         self.columns = columns
@@ -214,11 +220,11 @@ class Copied:
         self._run = run
         self._most = limits.stream_bytes
 
-    async def run(self, take: Callable[[bytes], Awaitable[None]]) -> None:
+    async def run(self, take: Take) -> None:
         """Hand every piece to *take*; return when PostgreSQL has said that it was all."""
         total = 0
 
-        async def count(piece: bytes) -> None:
+        async def count(piece: bytes | bytearray) -> None:
             nonlocal total
             total += len(piece)
             if self._most and total > self._most:
@@ -228,6 +234,14 @@ class Copied:
         tag = await self._run(count)
         number = tag.rpartition(" ")[2]
         self.count = int(number) if number.isdigit() else 0
+
+
+def cut_off() -> GatewayError:
+    """The policy allows fewer rows than there are, where an answer cannot say so."""
+    return ResultTooLarge(
+        "the result has more rows than the policy allows",
+        hint="return fewer rows, or ask for a form that says where it was cut off",
+    )
 
 
 def past_limit(most: int) -> GatewayError:

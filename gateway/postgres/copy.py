@@ -14,10 +14,11 @@ import asyncpg
 
 from .connection import Connection, OverBudget
 
-Take = Callable[[bytes], Awaitable[None]]
+Take = Callable[[bytes | bytearray], Awaitable[None]]
 
 _PIECE = 64 * 1024
-"""Bytes passed on at a time: PostgreSQL sends 8 KiB, and each step has its price."""
+"""Bytes passed on at a time: PostgreSQL sends 8 KiB, and each step has its price. What the
+driver gives is as long as a rule, and is not copied to be joined with the next."""
 _LINE = re.compile(r"^COPY .*?, line (\d+)", re.MULTILINE)
 
 
@@ -70,19 +71,22 @@ async def copy_out(
         OverBudget: A row is larger than *budget*; the connection is closed.
     """
     counter = connection.counter
-    pieces: list[bytes] = []
+    pieces: list[bytearray] = []
     size = 0
     end = asyncio.get_running_loop().time() + timeout
     # Not the driver's own timeout, which makes a task for every piece.
     limit = asyncio.timeout(timeout if first is None else min(first, timeout))
     waiting = first is not None
 
-    async def collect(piece: bytes) -> None:
+    async def collect(piece: bytearray) -> None:
         nonlocal size, waiting
         counter.left = budget
         if waiting:
             waiting = False
             limit.reschedule(end)
+        if not pieces and len(piece) >= _PIECE:
+            await take(piece)
+            return
         pieces.append(piece)
         size += len(piece)
         if size >= _PIECE:

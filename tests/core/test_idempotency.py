@@ -32,6 +32,15 @@ def test_two_callers_or_two_keys_never_share_an_entry(
     assert (whose.id == others.id) == ((one, first) == (two, second))
 
 
+@given(st.lists(st.binary()), st.text())
+def test_a_body_that_comes_in_pieces_is_the_same_request(pieces: list[bytes], path: str) -> None:
+    keyed = Keyed("s", b"k", path.encode(), b"".join(pieces))
+    asked = keyed._replace(body=b"").asked()
+    for piece in pieces:
+        asked.update(piece)
+    assert asked.digest() == keyed.derive(SECRET).request
+
+
 def test_a_border_between_subject_and_key_cannot_be_moved() -> None:
     assert key("a", b"1:bk").id != key("a1:b", b"k").id
     assert key("ab", b"c").id != key("a", b"bc").id

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from gateway.core.errors import InvalidParameter
 from gateway.core.lexer import tokens
-from gateway.core.placeholders import Rewritten, caller_position, cast_positional, rewrite
+from gateway.core.placeholders import (
+    Place,
+    Rewritten,
+    caller_position,
+    cast_positional,
+    rewrite,
+)
 
 
 @pytest.mark.parametrize(
@@ -241,3 +247,30 @@ def test_strict_takes_slices_for_parameters() -> None:
     assert rewrite("select a[1:2], :b", {"b"}).names == ("b",)
     with pytest.raises(InvalidParameter, match="Cannot find parameter: 2"):
         rewrite("select a[1:2], :b", {"b"}, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("places", "expected", "names"),
+    [
+        ([7], "select ($1::text), $2, $3, $2", "aab"),
+        ([11], "select $1, ($2::text), $3, $1", "aab"),
+        ([7, 19], "select ($1::text), $2, $3, ($4::text)", "aaba"),
+        ([15], "select $1, $1, ($2::text), $1", "ab"),
+        ([8], "select $1, $1, $2, $1", "ab"),
+    ],
+)
+def test_one_occurrence_is_cast_by_itself_and_the_others_stay_one(
+    places: list[int], expected: str, names: str
+) -> None:
+    sql = "select :a, :a, :b, :a"
+    rewritten = rewrite(sql, {"a", "b"}, {Place(start): "text" for start in places})
+    assert (rewritten.sql, "".join(rewritten.names)) == (expected, names)
+    for shift in rewritten.shifts:
+        assert caller_position(rewritten, shift.start + 1) == shift.caller_start + 1
+
+
+def test_a_number_that_is_cast_in_one_place_gets_another_behind_the_rest() -> None:
+    sql = "select $1 is null, $2, $1, $2"
+    rewritten = cast_positional(sql, {Place(7): "int8", Place(27): "text", 1: "bool"}, count=2)
+    assert rewritten.sql == "select ($3::int8) is null, $2, ($1::bool), ($4::text)"
+    assert rewritten.repeated == (1, 2)

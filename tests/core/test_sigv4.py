@@ -371,6 +371,21 @@ def test_a_payload_hash_must_be_that_of_the_body_even_if_it_is_signed(claimed: s
         verify(request, header_of(VECTORS["V8"]))
 
 
+def test_a_body_that_is_still_to_come_is_signed_by_the_hash_that_is_named() -> None:
+    come, header = request_of(VECTORS["V8"]), header_of(VECTORS["V8"])
+    awaited = come._replace(body=b"", unread=True)
+    assert verify(awaited, header) == verify(come, header)
+    for claimed in ("UNSIGNED-PAYLOAD", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD", "", "0" * 64):
+        other = with_header(awaited, b"x-amz-content-sha256", claimed.encode())
+        with pytest.raises(InvalidSignature):
+            verify(other, header)
+    # Without the name of a hash nothing would hold the body to the signature.
+    with pytest.raises(InvalidSignature):
+        verify(V1._replace(unread=True), V1_HEADER)
+    with pytest.raises(InvalidSignature):
+        verify(V1._replace(body=b"", unread=True), V1_HEADER)
+
+
 def test_an_overlong_security_token_is_refused() -> None:
     request = with_header(request_of(VECTORS["V2"]), b"x-amz-security-token", b"a" * 8193)
     with pytest.raises(IncompleteSignature):

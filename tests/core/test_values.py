@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.errors import InvalidParameter
-from gateway.core.values import Form, Target, encoder, natural, target
+from gateway.core.values import Form, Target, encode_all, encoder, natural, target
 
 BOOL, INT8, INT2, INT4, OID = 16, 20, 21, 23, 26
 FLOAT4, FLOAT8, NUMERIC, TEXT, JSONB, BYTEA, UUID = 700, 701, 1700, 25, 3802, 17, 2950
@@ -249,3 +249,31 @@ def test_the_type_that_a_value_has_by_itself(value: Any, expected: str | None) -
 def test_a_target_is_known_by_its_oid() -> None:
     assert target(INT2, "int2") == Target("int2", Form.INT, 16)
     assert target(99_999, "mood") == Target("mood", Form.OTHER)
+
+
+_ANY = st.one_of(
+    st.none(), st.booleans(), st.integers(-(1 << 65), 1 << 65), st.integers(-9, 9), st.floats(),
+    st.text(), st.sampled_from(["1", " -7 ", "t", "AAE=", "x\0", "{1,2}"]), st.lists(st.integers()),
+)  # fmt: skip
+
+
+@given(
+    st.sampled_from(
+        [BOOL, INT8, INT2, INT4, OID, FLOAT4, FLOAT8, NUMERIC, TEXT, JSONB, BYTEA, UUID]
+    ),
+    st.booleans(),
+    st.lists(_ANY, min_size=1, max_size=8) | st.lists(st.integers(-9, 9), min_size=1)
+    | st.lists(st.none() | st.text(), min_size=1),
+)  # fmt: skip
+def test_many_values_become_what_each_of_them_does(oid: int, array: bool, values: Any) -> None:
+    to = target(oid, "t")
+    if array:
+        to = target(1, "_t", to)
+    one = encoder(to)
+    try:
+        expected = [None if value is None else one(value) for value in values]
+    except InvalidParameter:
+        with pytest.raises(InvalidParameter):
+            encode_all(to, values)
+    else:
+        assert repr(list(encode_all(to, values))) == repr(expected)

@@ -30,6 +30,9 @@ _POSTGRES_EPOCH = 946_684_800
 """2000-01-01 in seconds since 1970, where PostgreSQL's binary times begin."""
 _POSTGRES_EPOCH_DAYS = 10_957
 _MICROSECONDS = 1_000_000
+_UNIX = datetime.datetime(1970, 1, 1)
+_UNIX_UTC = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_UNIX_ORDINAL = _UNIX.toordinal()
 EPOCH_MICROSECONDS = _POSTGRES_EPOCH * _MICROSECONDS
 """The same in microseconds."""
 _MINUS_INFINITY = -(1 << 63)
@@ -180,15 +183,19 @@ def days(text: str) -> int:
     >>> days("1970-01-02"), days("0044-03-15 BC"), days("10000-01-01")
     (1, -735160, 2932897)
     """
+    try:
+        return datetime.date.fromisoformat(text).toordinal() - _UNIX_ORDINAL
+    except ValueError:
+        pass  # Python's dates end at 9999, and begin with year 1
     if text.endswith("infinity"):
         raise NotRepresentable("infinity", "date")
     before = text.endswith(" BC")
     year, month, day = (text[:-3] if before else text).split("-")
     number = 1 - int(year) if before else int(year)
-    # Python's dates end at 9999 and have no year 0; the calendar repeats after 400 years.
+    # The calendar repeats after 400 years.
     cycles, within = divmod(number, 400)
     moved = datetime.date(within + 400, int(month), int(day)).toordinal()
-    return moved - 719_163 + (cycles - 1) * 146_097
+    return moved - _UNIX_ORDINAL + (cycles - 1) * 146_097
 
 
 def microseconds(text: str) -> int:
@@ -197,6 +204,14 @@ def microseconds(text: str) -> int:
     >>> microseconds("1970-01-01 00:00:01.5+00"), microseconds("0001-01-01 00:00:00 BC")
     (1500000, -62167219200000000)
     """
+    try:
+        # Python's own reader: 0.4 µs, where the rest of this takes 2.
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        pass
+    else:
+        since = moment - (_UNIX if moment.tzinfo is None else _UNIX_UTC)
+        return (since.days * 86_400 + since.seconds) * _MICROSECONDS + since.microseconds
     if text.endswith("infinity"):
         raise NotRepresentable("infinity", "timestamp")
     before = " BC" if text.endswith(" BC") else ""

@@ -167,7 +167,7 @@ def _decimal(type: str, precision: int, scale: int) -> _Column:
             raise ValueError
         if b"N" in text:
             raise arrow.NotRepresentable("NaN", type)
-        digits = b"," + text.replace(b".", b"")
+        digits = b"," + text.translate(None, b".")
         # 0.05 is 005 by now, which is no number of JSON.
         for zero, start in ((b",0", b","), (b"-0", b"-")):
             for _ in range(scale if start in digits else 0):
@@ -256,7 +256,7 @@ class Writer:
         self._size = 0
         self.head = self._writer.head
 
-    def feed(self, piece: bytes) -> bytes:
+    def feed(self, piece: bytes | bytearray) -> bytes:
         """The batch that is full with *piece*, if there is one."""
         lines, self._begun = whole_lines(self._begun, piece)
         if not lines:

@@ -79,7 +79,7 @@ class Rows:
         self._begun = b""
         self._comma = b""
 
-    def feed(self, piece: bytes) -> bytes:
+    def feed(self, piece: bytes | bytearray) -> bytes:
         """The rows that end in *piece*, with what stands between them and those before."""
         lines, self._begun = whole_lines(self._begun, piece)
         if not lines:
@@ -128,19 +128,20 @@ def unescaped(value: bytes) -> bytes:
     return _ESCAPE.sub(lambda found: _ESCAPED.get(found[1], found[1]), value)
 
 
-def whole_lines(begun: bytes, piece: bytes) -> tuple[bytes, bytes]:
+def whole_lines(begun: bytes, piece: bytes | bytearray) -> tuple[bytes, bytes]:
     """The lines that end in *piece*, of which *begun* came before, and the beginning of the next.
 
     Raises:
         UnicodeDecodeError: It is no text. PostgreSQL does not look at the bytes of a database
             in SQL_ASCII.
     """
-    data = begun + piece if begun else piece
-    end = data.rfind(b"\n") + 1
-    lines = data[:end]
+    end = piece.rfind(b"\n") + 1
+    if not end:
+        return b"", begun + piece
+    lines = b"".join((begun, memoryview(piece)[:end]))  # copied once
     if not lines.isascii():
         lines.decode()
-    return lines, data[end:]
+    return lines, bytes(piece[end:])
 
 
 def fields(lines: bytes) -> Values:

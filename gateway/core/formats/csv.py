@@ -25,7 +25,8 @@ Encode = Callable[[Rows], bytes]
 _Cells = Callable[[Sequence[Any]], Iterable[str]]
 """A column's values to its cells, quoted where they must be."""
 
-_SPECIAL = re.compile(r'[",\r\n]')
+_MARKS = '",\r\n'
+_SPECIAL = re.compile(f"[{_MARKS}]")
 _FIXED_FROM = 1e15
 """PostgreSQL writes a float8 from here on with an exponent, Python from 1e16 on."""
 
@@ -92,11 +93,21 @@ def _ready(values: Sequence[Any]) -> Iterable[str]:
 
 
 def _text(values: Sequence[Any]) -> Iterable[str]:
-    # One search over the whole column: most have nothing to quote. An empty string needs
-    # quotes too, and is as false as NULL.
-    if all(values) and _SPECIAL.search("\0".join(values)) is None:
+    # The whole column at once, between characters that no text holds: most have nothing to
+    # quote, and quotes are doubled in all of them together. 0.13 µs a value that needs quotes,
+    # where one by one costs 0.33.
+    present = [value or "" for value in values] if None in values else values
+    joined = "\0".join(present)
+    if all(values) and not any(mark in joined for mark in _MARKS):
         return values
-    return [_quoted(value) for value in values]
+    doubled = joined.replace('"', '""').split("\0") if '"' in joined else present
+    return [
+        "" if value is None
+        else f'"{inside}"'
+        if not value or '"' in value or "," in value or "\n" in value or "\r" in value
+        else value
+        for value, inside in zip(values, doubled, strict=True)
+    ]  # fmt: skip
 
 
 def _array(column: Column) -> _Cells:
@@ -175,17 +186,22 @@ class LineEnds:
         self._inside = False
         self._begun = b""
 
-    def feed(self, piece: bytes) -> bytes:
+    def feed(self, piece: bytes | bytearray) -> bytes:
         """The whole lines up to the end of *piece*; what stands inside quotes stays as it is."""
-        data = self._begun + piece if self._begun else piece
-        end = data.rfind(b"\n") + 1
-        self._begun = data[end:]
-        lines = data[:end]
+        end = piece.rfind(b"\n") + 1
+        if not end:
+            self._begun += piece
+            return b""
+        lines = b"".join((self._begun, memoryview(piece)[:end]))  # copied once
+        self._begun = bytes(piece[end:])
         if not self._inside:
-            # With an even number of quotes in every line, no line end is inside. Without what
-            # is neither quote nor line end, pairs vanish; one that is left over is odd.
+            # With an even number of quotes in every line, no line end is inside. Rows alike
+            # have as many as the first one, which is one comparison; else, pairs vanish, and
+            # one that is left over is odd. The comparison saves 0.04 µs of 0.1 a row.
             marks = lines.translate(None, _NO_MARKS)
-            if b'"' not in marks.replace(b'""', b""):
+            first = marks[: marks.find(b"\n") + 1]
+            alike = len(first) % 2 and marks == first * (len(marks) // len(first))
+            if alike or b'"' not in marks.replace(b'""', b""):
                 return lines.replace(b"\n", b"\r\n")
         # Every quote switches between inside and outside; a doubled one does it twice.
         parts = lines.split(b'"')

@@ -48,7 +48,7 @@ _OCTAL = re.compile(rb"\\(\\|[0-7]{3})")
 def read_bytea(text: str) -> bytes:
     r"""The bytes of a bytea as PostgreSQL prints it, also under `bytea_output = escape`.
 
-    >>> read_bytea(r"\x00ff41"), read_bytea(r"\000\377A\\\\")
+    >>> read_bytea(r"\x00ff41"), read_bytea(r"\000\377A\\")
     (b'\x00\xffA', b'\x00\xffA\\')
     """
     if text.startswith("\\x"):
