@@ -21,6 +21,7 @@ Written against uvicorn 0.54 and httptools 0.9, whose private parts it uses.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
 import socket
@@ -28,12 +29,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, ClassVar
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .wire import DirectCycle, Handler
+from ..core.proxies import Proxies
+from .dialect import new_request_id
+from .heads import STRANGERS, Heads, KnownHead, Split, split
+from .wire import NO_TIMING, DirectCycle, Handler
 
 BACKLOG = 4_096
 """Connections the kernel keeps ready; uvicorn must be told too, it calls listen() again."""
@@ -141,6 +146,8 @@ class GuardedProtocol(HttpToolsProtocol):
     limits: ClassVar[GuardLimits] = GuardLimits()
     state: ClassVar[GuardState] = GuardState()
     direct: ClassVar[Mapping[bytes, Handler]] = {}
+    proxies: ClassVar[Proxies | None] = None
+    heads: ClassVar[Heads] = Heads()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -159,6 +166,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._body_since = 0.0
         self._upload = False
         self._verdict: tuple[int, str] | None = None
+        self._data = b""
+        self._split: Split | None = None
+        self._strangers = 0
         # One timer a connection. `_due` moves with every request, the timer does not: it
         # looks when it fires, and is set again. Only an earlier moment replaces it.
         self._due = _NEVER
@@ -172,6 +182,14 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the time to the first head from here."""
         super().connection_made(transport)
+        if self.proxies is not None:
+            peer = transport.get_extra_info("peername")
+            if not self.proxies.admits(peer[0] if isinstance(peer, tuple) else ""):
+                # Before a byte is read: what it would say, it would say in the clear.
+                self.state.count("stranger")
+                self._phase = _CLOSING
+                transport.abort()
+                return
         self._wait_until(self.loop.time() + self.limits.head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -194,9 +212,12 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse, and find out what the connection is waiting for now."""
         before = self._phase
+        if before is _IDLE and self._strangers < STRANGERS and self._recognise(data):
+            return
         if before is _CLOSING:
             return
         self._chunk = len(data)
+        self._data = data
         if before is _HEAD:
             self._head += self._chunk
         elif before is _BODY:
@@ -211,6 +232,8 @@ class GuardedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(*(self._verdict or (400, "the request is not valid HTTP/1.1")))
             return
+        self._data = b""
+        self._split = None
         phase = self._phase
         if phase is _HEAD:
             if self._head > self.limits.max_head:
@@ -228,6 +251,54 @@ class GuardedProtocol(HttpToolsProtocol):
             overhead = self._raw_body - self._body - 16 * self._body_parts
             if before is _BODY and overhead > self.limits.max_head:
                 self._refuse(400, "too much around the chunks of the body")
+
+    def _recognise(self, data: bytes) -> bool:
+        """Take a request whose head was read before past the parser, which never sees it."""
+        found = self._split = split(data) if self.direct else None
+        if found is None:
+            return False
+        key, end = found
+        known = self.heads.find(key)
+        if known is None:
+            self._strangers += 1
+            return False
+        state, limit = self.state, self.limit_concurrency
+        size = len(data) - end - 4
+        if (
+            size > self.limits.max_body
+            or state.bodies + size > self.limits.max_bodies
+            or (limit is not None and max(len(self.connections), len(self.tasks)) >= limit)
+        ):
+            return False
+        self._strangers = 0
+        self._fresh = False
+        state.bodies += size
+        self._held = self._body = self._announced = size
+        self._verdict = None
+        self.cycle = cycle = DirectCycle(  # type: ignore[assignment]
+            known.handler,
+            raw_path=known.raw_path,
+            headers=None,
+            transport=self.transport,
+            flow=self.flow,
+            default_headers=self.server_state.default_headers,
+            keep_alive=True,
+            on_response=self.on_response_complete,
+            known=known,
+            head=data[:end],
+            body=data[end + 4 :],
+        )
+        self._phase = _RUNNING
+        self._due = _NEVER
+        self._start(cycle)
+        return True
+
+    def _start(self, cycle: Any) -> None:
+        # The cycle takes its task out of uvicorn's again: a callback would be another turn
+        # of the loop.
+        cycle.tasks = self.tasks
+        cycle.task = task = self.loop.create_task(cycle.run())
+        self.tasks.add(task)
 
     def shutdown(self) -> None:
         """Close when nothing is under way, else after the answer."""
@@ -316,7 +387,16 @@ class GuardedProtocol(HttpToolsProtocol):
         )
         if self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif self._split is not None and parser.should_keep_alive():
+            self._remember(handler, self._split)
         return True
+
+    def _remember(self, handler: Handler, found: Split) -> None:
+        known = KnownHead(handler, self.url, frozenset([name for name, _ in self.headers]))
+        # What of the head stands in the connection's first bytes is all that there is.
+        key, end = found
+        if self.heads.keep(key, self._data[:end], self.headers, known):
+            self.cycle.known = known  # type: ignore[attr-defined]
 
     def on_body(self, body: bytes) -> None:
         """Count the body while it arrives."""
@@ -348,9 +428,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._phase = _RUNNING
             self._due = _NEVER
             if type(cycle) is DirectCycle:
-                task = self.loop.create_task(cycle.run())
-                self.tasks.add(task)
-                task.add_done_callback(self.tasks.discard)
+                self._start(cycle)
         else:
             self._become_idle()
 
@@ -359,11 +437,13 @@ class GuardedProtocol(HttpToolsProtocol):
         # Replaces uvicorn's, which sets and cancels a timer for every request and looks
         # after pipelined ones.
         self.server_state.total_requests += 1
-        self._release_body()
+        self.state.bodies -= self._held
+        self._held = 0
         if self.transport.is_closing():
             self._linger()
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self._phase is _RUNNING:
             self._become_idle()
         elif self._phase is _BODY and self._upload:
@@ -490,7 +570,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _wait_until(self, when: float) -> None:
         self._due = when
-        self._arm(when)
+        if self._timer is None or self._timer_at > when:
+            self._arm(when)
 
     def _arm(self, when: float) -> None:
         timer = self._timer
@@ -549,14 +630,23 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 def guarded(
-    limits: GuardLimits, direct: Mapping[bytes, Handler] | None = None
+    limits: GuardLimits,
+    direct: Mapping[bytes, Handler] | None = None,
+    proxies: Proxies | None = None,
 ) -> type[GuardedProtocol]:
     """The protocol with *limits* and counters of its own, for `uvicorn.Config(http=...)`.
 
     Args:
         direct: Who answers a POST to exactly that target without ASGI.
+        proxies: The only ones to connect, beside this machine itself.
     """
-    own = {"limits": limits, "state": GuardState(), "direct": direct or {}}
+    own = {
+        "limits": limits,
+        "state": GuardState(),
+        "direct": direct or {},
+        "proxies": proxies,
+        "heads": Heads(),
+    }
     return type("GuardedProtocol", (GuardedProtocol,), own)
 
 
@@ -568,6 +658,7 @@ def _problem(status: int, detail: str) -> bytes:
     """A whole response: the same RFC 9457 shape as any other refusal."""
     phrase = HTTPStatus(status).phrase
     code = _CODES[status]
+    request_id = new_request_id()
     body = json.dumps(
         {
             "type": f"/docs#{code}",
@@ -578,6 +669,7 @@ def _problem(status: int, detail: str) -> bytes:
             "code": code,
             "retry": "safe" if status in (408, 503) else "never",
             "outcome": "not_executed",
+            "request_id": request_id,
         }
     ).encode()
     retry = b"retry-after: 1\r\n" if status == 503 else b""
@@ -586,11 +678,38 @@ def _problem(status: int, detail: str) -> bytes:
             f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/problem+json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n"
             f"x-amzn-errortype: {_AWS_NAMES.get(status, 'ValidationException')}\r\n"
+            f"x-amzn-requestid: {request_id}\r\nx-gateway-request-id: {request_id}\r\n"
+            f"server-timing: {NO_TIMING.decode()}\r\n"
         ).encode()
         + retry
         + b"\r\n"
         + body
     )
+
+
+def _listen_here(path: str, backlog: int) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        try:
+            listener.bind(path)
+        except OSError as error:
+            # The file outlives its process; somebody who answers is another one.
+            if error.errno != errno.EADDRINUSE or not _is_left_behind(path):
+                raise
+            Path(path).unlink()
+            listener.bind(path)
+        Path(path).chmod(0o660)
+        listener.setblocking(False)
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_left_behind(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return Path(path).is_socket() and probe.connect_ex(path) == errno.ECONNREFUSED
 
 
 def listen(host: str, port: int, *, backlog: int = BACKLOG) -> socket.socket:
@@ -600,9 +719,14 @@ def listen(host: str, port: int, *, backlog: int = BACKLOG) -> socket.socket:
     (power cut, frozen, network gone) is noticed after 25 seconds, by probes where
     the connection is silent and by TCP_USER_TIMEOUT where an answer is under way.
 
+    Args:
+        host: An address or a name; or the path of a Unix socket, which owner and group may use.
+
     Raises:
         OSError: The address is in use, not of this machine, or not allowed.
     """
+    if host.startswith("/"):
+        return _listen_here(host, backlog)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=backlog)
     try:

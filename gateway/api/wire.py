@@ -10,25 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, Protocol
 
 from ..core.errors import TooLarge
+from .heads import KnownHead, read_headers
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
+NO_TIMING = b"queue;dur=0.00, connect;dur=0.00, db;dur=0.00, encode;dur=0.00"
+"""`Server-Timing` of an answer for which nothing was done."""
 _WATCH_AFTER = 0.003
 """Seconds. A statement that ends sooner needs no watcher, which costs a task."""
 _GONE = "http.disconnect"
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
-_UNSENDABLE = re.compile(rb"[\r\n\0]")
 
 
 class Wire(Protocol):
@@ -37,7 +38,14 @@ class Wire(Protocol):
     method: str
     raw_path: bytes
     query: bytes
-    headers: Headers
+
+    @property
+    def headers(self) -> Headers:
+        """Name, in lower case, and value of each header."""
+
+    @property
+    def known(self) -> KnownHead | None:
+        """What was made of the same head before; `None` if nobody remembers."""
 
     @property
     def source(self) -> str:
@@ -72,7 +80,7 @@ class Wire(Protocol):
 class AsgiWire:
     """A request that an ASGI server brought."""
 
-    __slots__ = ("_gone", "_receive", "_send", "_timer", "_watcher", "headers", "method",
+    __slots__ = ("_gone", "_receive", "_send", "_timer", "_watcher", "headers", "known", "method",
                  "query", "raw_path", "source")  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,6 +88,7 @@ class AsgiWire:
         self.raw_path: bytes = scope["raw_path"]
         self.query: bytes = scope["query_string"]
         self.headers: Headers = scope["headers"]
+        self.known = None
         self.source = str((scope.get("client") or ("",))[0])
         self._receive = receive
         self._send = send
@@ -159,29 +168,41 @@ class DirectCycle:
     """
 
     __slots__ = (
-        "_flow", "_gone", "_handler", "_on_response", "_transport", "body", "default_headers",
-        "disconnected", "headers", "keep_alive", "method", "more_body", "query", "raw_path",
-        "response_complete", "response_started", "waiting_for_100_continue",
+        "_flow", "_gone", "_handler", "_head_bytes", "_headers", "_on_response", "_transport",
+        "body", "default_headers", "disconnected", "keep_alive", "known", "more_body", "raw_path",
+        "response_complete", "response_started", "task", "tasks", "waiting_for_100_continue",
     )  # fmt: skip
+
+    method = "POST"
+    query = b""
 
     def __init__(
         self,
         handler: Handler,
         *,
         raw_path: bytes,
-        headers: Headers,
+        headers: Headers | None,
         transport: Any,
         flow: Any,
         default_headers: Headers,
         keep_alive: bool,
         on_response: Callable[[], None],
+        known: KnownHead | None = None,
+        head: bytes = b"",
+        body: bytes | None = None,
     ) -> None:
-        self.method = "POST"
+        """Begin.
+
+        Args:
+            headers: `None` if the head is *known*; *head* is its bytes then.
+            body: All of it, if it is here already.
+        """
         self.raw_path = raw_path
-        self.query = b""
-        self.headers = headers
-        self.body = bytearray()
-        self.more_body = True
+        self.known = known
+        self._headers = headers
+        self._head_bytes = head
+        self.body: bytes | bytearray = bytearray() if body is None else body
+        self.more_body = body is None
         self.keep_alive = keep_alive
         self.default_headers = default_headers
         self.disconnected = False
@@ -193,6 +214,10 @@ class DirectCycle:
         self._flow = flow
         self._on_response = on_response
         self._gone: Callable[[], None] | None = None
+        self.task: asyncio.Task[Any] | None = None
+        """What runs this."""
+        self.tasks: set[asyncio.Task[Any]] = set()
+        """Where it is, for whoever waits for all of them."""
 
     @property
     def message_event(self) -> DirectCycle:
@@ -205,6 +230,13 @@ class DirectCycle:
             gone, self._gone = self._gone, None
             gone()
 
+    @property
+    def headers(self) -> Headers:
+        """Name and value of each header."""
+        if self._headers is None:
+            self._headers = read_headers(self._head_bytes)
+        return self._headers
+
     async def run(self) -> None:
         """Answer the request, which is complete."""
         try:
@@ -215,6 +247,9 @@ class DirectCycle:
                 self.keep_alive = False
                 await self.send(500, [(b"content-length", b"0")], b"")
         finally:
+            if self.task is not None:
+                self.tasks.discard(self.task)
+                self.task = None  # it holds this: no circle is left to the garbage collector
             if not self.response_complete and not self.disconnected:
                 # Nobody may take half an answer for a whole one.
                 self._transport.close()
@@ -229,12 +264,16 @@ class DirectCycle:
 
     async def read(self, most: int) -> bytes | None:
         """The whole body, which is here."""
+        return self.take(most)
+
+    def take(self, most: int) -> bytes | None:
+        """As `read`, without waiting."""
         if self.disconnected:
             return None
         if len(self.body) > most:
             raise TooLarge(f"the body is larger than {most} bytes")
         # A statement may wait for long, and one copy of its text is enough until then.
-        body, self.body = bytes(self.body), bytearray()
+        body, self.body = bytes(self.body), b""
         return body
 
     async def pieces(self) -> AsyncIterator[bytes | None]:
@@ -252,9 +291,7 @@ class DirectCycle:
 
     # -- the answer --------------------------------------------------------------------
 
-    def _head(self, status: int, headers: Headers) -> list[bytes]:
-        if _UNSENDABLE.search(b"".join([value for _, value in headers])):
-            raise ValueError("a header holds the end of a line")
+    def _head(self, status: int, headers: Headers) -> bytes:
         head = [_STATUS_LINES[status]]
         for name, value in self.default_headers:
             head += (name, b": ", value, b"\r\n")
@@ -262,8 +299,12 @@ class DirectCycle:
             head += (name, b": ", value, b"\r\n")
         if not self.keep_alive:
             head.append(b"connection: close\r\n")
+        whole = b"".join(head)
+        lines = 1 + len(self.default_headers) + len(headers) + (not self.keep_alive)
+        if whole.count(b"\n") != lines or whole.count(b"\r") != lines or b"\0" in whole:
+            raise ValueError("a header holds the end of a line")
         self.response_started = True
-        return head
+        return whole
 
     async def send(self, status: int, headers: Headers, body: bytes) -> None:
         """Send all in one write."""
@@ -271,9 +312,7 @@ class DirectCycle:
             await self._flow.drain()
         if self.disconnected:
             return
-        head = self._head(status, headers)
-        head += (b"\r\n", body)
-        self._transport.write(b"".join(head))
+        self._transport.write(b"%b\r\n%b" % (self._head(status, headers), body))
         self._end()
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -281,8 +320,7 @@ class DirectCycle:
         if self.disconnected:
             return
         head = self._head(status, headers)
-        head.append(b"transfer-encoding: chunked\r\n\r\n")
-        self._transport.write(b"".join(head))
+        self._transport.write(head + b"transfer-encoding: chunked\r\n\r\n")
 
     async def piece(self, body: bytes, *, more: bool) -> None:
         """Send a chunk, when the caller has read enough of those before."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 
 from ..core.errors import Draining, GatewayError, QueueTimeout
 from ..core.fair_queue import FairQueue, Ticket
@@ -32,6 +33,8 @@ class Admission:
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._time: Callable[[], float] = self._first_time
+        """The loop's clock, as soon as the loop is known."""
 
     @property
     def waiting(self) -> int:
@@ -66,7 +69,10 @@ class Admission:
         """
         if self._closed:
             raise Draining
-        return self._queue.try_enter(tenant, now=self._time(), deadline=deadline)
+        queue = self._queue
+        if queue.waiting or queue.in_use >= queue.places:
+            return None
+        return queue.try_enter(tenant, now=self._time(), deadline=deadline)
 
     async def turn(self, tenant: str, deadline: float, priority: str = "normal") -> Ticket:
         """Wait for a turn; it is the caller's until `release`.
@@ -147,13 +153,16 @@ class Admission:
             self._loop = asyncio.get_running_loop()
         return self._loop
 
-    def _time(self) -> float:
-        return (self._loop or self._running()).time()
+    def _first_time(self) -> float:
+        self._time = self._running().time
+        return self._time()
 
     def _wake(self, granted: list[Ticket]) -> None:
         for ticket in granted:
             # A waiter that is already cancelled gives its turn on when its task runs.
-            _settle(ticket, None)
+            waiter: asyncio.Future[GatewayError | None] | None = ticket.waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
 
     def _arm(self, when: float) -> None:
         timer = self._timer

@@ -23,7 +23,7 @@ from ..postgres.failures import (
 from .claims import goes_first
 from .ledger import NONE
 from .parts import check_key, left
-from .plans import Bound, Plan, bind
+from .plans import Bound, Plan, bind, bind_known
 from .reading import Reads
 from .reply import Reply, result_of
 from .targets import Lease
@@ -43,11 +43,14 @@ class Alone(Reads):
         call: Call,
         work: Work | None,
         deadline: float,
+        failed: Exception | None = None,
     ) -> Reply:
+        """Run it; *failed* is what a read of it in the quick way has ended with just now."""
         read_only = request.read_only or grant.read_only
         mode = TransactionMode(read_only=read_only)
 
         async def once() -> Reply:
+            nonlocal failed
             while True:
                 if plan.bare and not read_only:
                     check_key(call, mode)
@@ -59,6 +62,9 @@ class Alone(Reads):
                 reads = plan.classified.path is Path.READ if read_only else not plan.writes
                 if reads and request.schema is None:
                     try:
+                        if failed is not None:
+                            error, failed = failed, None
+                            raise error
                         return await self._read(lease, plan, request, grant, call, deadline)
                     except OverBudget:
                         plan.large = True
@@ -102,17 +108,22 @@ class Alone(Reads):
         try:
             if request.schema is None and work is None and not goes_first(grant):
                 # Prepared before BEGIN: a failed Parse then aborts nothing.
-                bound = await bind(connection, plan, request.statement, left(deadline, self._time))
-            if work is None:
-                await connection.begin(mode, left(deadline, self._time))
-            else:
+                bound = bind_known(connection, plan, request.statement) or await bind(
+                    connection, plan, request.statement, left(deadline, self._time)
+                )
+            if work is not None:
                 kept = await work.begin(lease, mode, deadline)
                 if kept is not None:
                     return self._replayed(lease, kept)
+            elif bound is not None and not mode.read_only and connection.can_begin_ahead():
+                connection.begin_ahead()
+            else:
+                await connection.begin(mode, left(deadline, self._time))
             suffix = ""
             if request.schema is not None:
                 suffix = await self._search_path(connection, request.schema, deadline)
-            await self._claim(lease, grant, deadline, plan)
+            if grant.claims is not None:
+                await self._claim(lease, grant, deadline, plan)
             if bound is None:
                 bound = await bind(
                     connection,
@@ -147,10 +158,14 @@ class Alone(Reads):
             if bound is not None:
                 keep_state(error, bound)
             raise
-        await self._conclude(lease, call, work, deadline)
+        if work is None:
+            await self._commit(lease.connection, call)
+        else:
+            await self._conclude(lease, call, work, deadline)
         return Reply(
-            target, result=result, after=lease.settle, connection=lease.connection, wrote=True
-        )
+            target, result=result, after=lease.settle, at_once=lease.leave,
+            connection=lease.connection, wrote=True,
+        )  # fmt: skip
 
     def _replayed(self, lease: Lease, kept: list[Result]) -> Reply:
         return Reply(

@@ -23,8 +23,8 @@ from ..core.model import (
     ExecuteMany,
     Principal,
     Result,
-    Statement,
 )
+from ..core.sets import ForEach
 from .alone import Alone
 from .batch import Several
 from .copy import Copies
@@ -49,7 +49,8 @@ class Engine(Alone, Copies, Several, Outcomes):
             request = within_rows(request, grant)
         plan = plan_of(target, grant, request.statement)
         call.statements = (plan,)
-        await self._hold(grant, [plan], request.schema)
+        if grant.tables or grant.verbs:
+            await self._hold(grant, [plan], request.schema)
         if plan.classified.path is Path.SAVEPOINT:
             raise StatementRefused(
                 f"{plan.classified.verb} means nothing outside a transaction",
@@ -65,8 +66,17 @@ class Engine(Alone, Copies, Several, Outcomes):
                 await work.take(deadline)
             lease = await self._lease(target, grant, deadline, call)
             try:
-                started = self._time()
-                reply = await self._alone(lease, plan, request, grant, call, work, deadline)
+                started = call.started
+                reply, failed = None, None
+                if plan.small and request.schema is None and not request.statement.strict:
+                    try:
+                        reply = await self._quick(lease, plan, request, grant, deadline)
+                    except Exception as error:  # `_alone` knows what to do
+                        failed = error
+                if reply is None:
+                    reply = await self._alone(
+                        lease, plan, request, grant, call, work, deadline, failed
+                    )
                 call.running = self._time() - started
                 return reply
             except BaseException as error:
@@ -85,7 +95,7 @@ class Engine(Alone, Copies, Several, Outcomes):
         self, principal: Principal, request: ExecuteMany, call: Call
     ) -> tuple[list[Result], Reply]:
         """Run one statement for each set of parameters."""
-        statements = [Statement(request.sql, each, request.strict) for each in request.sets]
+        statements = ForEach(request.sql, request.sets, request.strict, request.verbatim)
         return await self._several(principal, request, statements, call)
 
     async def catalog(

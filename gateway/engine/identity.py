@@ -51,6 +51,9 @@ class Identified(NamedTuple):
     """Names of the headers that the signature covers; `None` under Bearer, which covers none."""
     vouched: str | None = None
     """Given if another node passed the request on and vouches for its sender: the nonce."""
+    until: float = 0.0
+    """Seconds since the epoch: how long the same token is known to be this sender's. Only as
+    long as the `epoch` of whoever says so is the same; 0 if it is to be asked each time."""
 
     def covers(self, header: str) -> bool:
         """Whether *header* counts: it is signed, or no header of this scheme can be."""
@@ -181,7 +184,9 @@ class Identifier:
         self._signing_keys: _Recent[tuple[bytes, str, str, str, str], bytes] = _Recent(
             SIGNING_KEYS_KEPT
         )
-        self._tokens: _Recent[bytes, tuple[Identified, float]] = _Recent(TOKENS_KEPT)
+        self._tokens: _Recent[bytes, Identified] = _Recent(TOKENS_KEPT)
+        self.epoch = object()
+        """Another one as soon as a token that was good may not be good any more."""
         self._sessions: _Recent[bytes, _Session] = _Recent(TOKENS_KEPT)
         self.believe: Callable[[RawRequest, bytes, float], Identified] | None = None
         """Reads what another node of the house says of a sender, if there are any."""
@@ -189,6 +194,7 @@ class Identifier:
     def forget_tokens(self) -> None:
         """Verify every token again: a key that one was signed with is no longer good."""
         self._tokens = _Recent(TOKENS_KEPT)
+        self.epoch = object()
 
     async def authenticate(
         self, request: RawRequest, *, wall: Callable[[], float], source: Source = NOWHERE
@@ -237,18 +243,20 @@ class Identifier:
             Unauthenticated: Unknown, disabled or expired key; any other fault of a token.
             UnsupportedMediaType: The signed body is encoded.
         """
-        values = [value for name, value in request.headers if name == b"authorization"]
-        if len(values) > 1:
-            raise IncompleteSignature("The header authorization occurs more than once.")
-        if not values:
+        value = None
+        for name, each in request.headers:
+            if name == b"authorization":
+                if value is not None:
+                    raise IncompleteSignature("The header authorization occurs more than once.")
+                value = each
+        if value is None:
             if sigv4.is_presigned(request.raw_query):
                 raise IncompleteSignature(
                     "Presigned URLs are not accepted, they put SQL into access logs; use the "
                     "Authorization header with a signature or a Bearer token."
                 )
             raise MissingCredentials
-        value = values[0]
-        if value.startswith(NODE_SCHEME) and self.believe is not None:
+        if self.believe is not None and value.startswith(NODE_SCHEME):
             identified = self.believe(request, value, now)
             if identified.principal.subject in self._denied:
                 raise Unauthenticated(reason="subject is denied")
@@ -259,12 +267,11 @@ class Identifier:
         if value[:1] in b"Bb":
             # By hash, so that the memory of a process holds no tokens.
             digest = sha256(value).digest()
-            tokens = self._tokens
-            kept = tokens.get(digest)
+            kept = self._tokens.get(digest)
             if kept is not None:
-                if now < kept[1]:
-                    tokens.move_to_end(digest)
-                    return kept[0]
+                if now < kept.until:
+                    self._tokens.move_to_end(digest)
+                    return kept
                 self._tokens.drop(digest)
         value = value.strip(b" \t")
         if value.startswith(b"AWS4-"):
@@ -299,10 +306,11 @@ class Identifier:
     def _keep_token(self, digest: bytes, principal: Principal, now: float) -> Identified:
         if principal.subject in self._denied:
             raise Unauthenticated(reason="subject is denied")
-        identified = Identified(principal)
         until = _kept_until(principal, now)
-        if digest and now < until:
-            self._tokens.put(digest, (identified, until))
+        if not digest or now >= until:
+            return Identified(principal)
+        identified = Identified(principal, until=until)
+        self._tokens.put(digest, identified)
         return identified
 
     def _by_signature(

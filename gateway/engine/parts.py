@@ -33,6 +33,7 @@ from ..core.model import (
 from ..core.observation import Repeated
 from ..core.policy import Rule
 from ..core.retries import pause
+from ..core.sets import ForEach
 from ..core.streams import FIRST_ROWS
 from ..core.throttle import Buckets
 from ..postgres.connection import Answer, Connection, OverBudget
@@ -139,12 +140,14 @@ class Parts:
 
     async def _search_path(self, connection: Connection, schema: str, deadline: float) -> str:
         """Set the search_path of the transaction; return what marks statements under it."""
+        await self._set_path(connection, '"' + schema.replace('"', '""') + '"', deadline)
+        return "\n--" + schema.encode().hex()
+
+    async def _set_path(self, connection: Connection, path: str, deadline: float) -> None:
         described = await connection.describe(
             "select pg_catalog.set_config('search_path', $1, true)", left(deadline, self._time)
         )
-        quoted = '"' + schema.replace('"', '""') + '"'
-        await connection.run(described, [quoted], timeout=left(deadline, self._time), budget=65_536)
-        return "\n--" + schema.encode().hex()
+        await connection.run(described, [path], timeout=left(deadline, self._time), budget=65_536)
 
     async def _claim(
         self,
@@ -187,7 +190,7 @@ class Parts:
             await self._check_read_only(connection)
         call.committing = True
         try:
-            tag = await connection.script("COMMIT", COMMIT_TIMEOUT)
+            tag = await connection.script("COMMIT", COMMIT_TIMEOUT, last=True)
         except Exception as error:
             connection.broken = True
             if isinstance(error, TimeoutError) or lost(error):
@@ -259,24 +262,27 @@ class Parts:
         self, lease: Lease, call: Call, deadline: float, once: Callable[[], Awaitable[_T]]
     ) -> _T:
         """*once*, and once more if what went wrong surely left nothing behind."""
-        try:
-            return await once()
-        except Exception as error:
-            if not await self._again(lease, error, call, deadline):
-                raise
-        return await once()
+        repeated = False
+        while True:
+            standby = lease.connection.in_recovery
+            try:
+                return await once()
+            except Exception as error:
+                cause = _undone(error, call)
+                if cause is None:
+                    raise
+                # It may have been promoted since it refused.
+                standby = standby or lease.connection.in_recovery
+                if sqlstate(cause) in IN_RECOVERY and standby and lease.pool.connector.was_primary:
+                    # It was not let in: to look for the primary is to wait, not to repeat.
+                    await self._find_primary(lease, deadline)
+                elif repeated or not await self._again(lease, cause, deadline):
+                    raise
+                else:
+                    repeated = True
 
-    async def _again(self, lease: Lease, error: Exception, call: Call, deadline: float) -> bool:
-        """Whether *error* surely left nothing behind and a second attempt can help."""
-        cause = error
-        if isinstance(error, GatewayError) and not isinstance(error, RolledBack):
-            if error.outcome is not Outcome.NOT_EXECUTED or not isinstance(
-                error.__cause__, Exception
-            ):
-                return False
-            cause = error.__cause__
-        if call.in_doubt and not unsent(cause):
-            return False  # It ran outside any transaction: a part of it may be there.
+    async def _again(self, lease: Lease, cause: Exception, deadline: float) -> bool:
+        """Whether a second attempt can help after *cause*, which left nothing behind."""
         connection = lease.connection
         if isinstance(cause, RolledBack) or lost(cause):
             # Nothing is committed but by COMMIT, and a COMMIT that was lost is not told so.
@@ -290,9 +296,6 @@ class Parts:
                 await lease.replace(deadline, "lost")
             return True
         state = sqlstate(cause)
-        if state in IN_RECOVERY and connection.in_recovery and lease.pool.connector.was_primary:
-            await self._find_primary(lease, deadline)
-            return True
         if state not in STALE and not is_sign_of_ddl(cause):
             return False
         # DDL under a prepared statement, or somebody's DEALLOCATE: prepare anew.
@@ -314,6 +317,11 @@ class Parts:
         """Event-loop time by which a caller is to have its answer, and the target it means."""
         grant, target = self._grant(principal, ask)
         return deadline_of(call, None, grant, target), target
+
+    async def _leave_standby(self, lease: Lease, deadline: float) -> None:
+        """Have a connection to a primary for what only a primary can tell."""
+        if lease.connection.in_recovery and lease.pool.connector.was_primary:
+            await self._find_primary(lease, deadline)
 
     async def _find_primary(self, lease: Lease, deadline: float) -> None:
         """The server turned out to be a standby now: leave it, and wait for one that writes.
@@ -347,8 +355,9 @@ class Parts:
         grant = self._decisions.grant(principal, ask, self.rules, self.targets.names)
         if call is not None:
             call.grant = grant
-        self._check_rate(principal, grant)
-        return grant, self.targets.get(grant.target)
+        if grant.limits.rps:
+            self._check_rate(principal, grant)
+        return grant, self.targets.by_name[grant.target]
 
     def _same_grant(self, principal: Principal, held: Held, request: Any, call: Call) -> None:
         """The policy is asked for every call, and must still give what the id was made for."""
@@ -404,11 +413,12 @@ class Parts:
             raise
         lease.place = place
         target.retries.statements += 1
-        call.started = self._time()
-        call.connecting += call.started - lease.granted
-        call.queued += lease.granted - entered
+        call.started = started = self._time()
+        granted = lease.granted
+        call.connecting += started - granted
+        call.queued += granted - entered
         call.target = target.name
-        call.backend = lease.connection.get_server_pid()
+        call.backend = lease.connection.pid
         if call.comment and target.settings.trace_comment:
             lease.comment = lease.connection.comment = call.comment
         if grant.claims is not None:
@@ -417,6 +427,18 @@ class Parts:
             except BaseException as error:
                 raise after_failure(lease, error, call) from None
         return lease
+
+
+def _undone(error: Exception, call: Call) -> Exception | None:
+    """What *error* is about, if it surely left nothing behind; else `None`."""
+    cause: BaseException | None = error
+    if isinstance(error, GatewayError) and not isinstance(error, RolledBack):
+        cause = error.__cause__ if error.outcome is Outcome.NOT_EXECUTED else None
+    if not isinstance(cause, Exception):
+        return None
+    if call.in_doubt and not unsent(cause):
+        return None  # It ran outside any transaction: a part of it may be there.
+    return cause
 
 
 def check_key(call: Call, mode: TransactionMode) -> None:
@@ -432,8 +454,10 @@ def check_key(call: Call, mode: TransactionMode) -> None:
 def plan_of(target: Target, grant: Grant, statement: Statement) -> Plan:
     """What is known of the statement, once *grant* allows it."""
     plan = target.plans.get(statement.sql)
-    check_allowed(plan, grant)
-    check_parameters(plan, statement.parameters, statement.strict)
+    if grant.statements != "any":
+        check_allowed(plan, grant)
+    if type(statement.parameters) is not list:
+        check_parameters(plan, statement.parameters, statement.strict)
     return plan
 
 
@@ -441,6 +465,9 @@ def same_plan(target: Target, grant: Grant, statements: Sequence[Statement]) -> 
     """As `plans_of`, for one text with many sets of values."""
     plan: Plan | None = None
     known: set[Any] = set()
+    count = len(statements)
+    if isinstance(statements, ForEach) and statements.alike is not None:
+        statements = statements[:1]  # the others are alike
     for index, statement in enumerate(statements):
         values = statement.parameters
         names = tuple(values) if isinstance(values, dict) else type(values)
@@ -455,7 +482,7 @@ def same_plan(target: Target, grant: Grant, statements: Sequence[Statement]) -> 
             error.statement = index
             raise
         known.add(names)
-    return [] if plan is None else [plan] * len(statements)
+    return [] if plan is None else [plan] * count
 
 
 def plans_of(target: Target, grant: Grant, statements: Sequence[Statement]) -> list[Plan]:

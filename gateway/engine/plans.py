@@ -7,22 +7,39 @@ transaction block, which of its parameters need a cast.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 from ..core.classify import Classified, Path, classify, fingerprint, is_dml
-from ..core.errors import GatewayError, InvalidParameter, StatementNotAllowed
+from ..core.errors import DatabaseError, GatewayError, InvalidParameter, StatementNotAllowed
 from ..core.lexer import Token, TokenKind, tokens
 from ..core.model import Grant, Parameters, Statement, Typed
-from ..core.placeholders import Rewritten, caller_position, cast_positional, rewrite
+from ..core.placeholders import Place, Rewritten, caller_position, cast_positional, rewrite
 from ..core.policy import text_hash
-from ..core.values import TEXT_OIDS, Encode, Target, encoder, natural, target
+from ..core.sets import Sets
+from ..core.values import (
+    TEXT_OIDS,
+    Encode,
+    Target,
+    encode_all,
+    encoder,
+    holds_bytea,
+    natural,
+    target,
+)
 from ..postgres.connection import Connection, Described
 from ..postgres.failures import UNTYPED, lost, sqlstate, translate
 from ..postgres.types import TypeCatalog
 
+_NUMBER = re.compile(r"\$(\d{1,5})")
+_NO_SUCH_FUNCTION = "42883"
+_REPAIRS = 8
+"""Places of a text that are cast one after the other."""
+MAX_PARAMETERS = 32_767
+"""The driver's limit."""
 PLANS_KEPT = 5_000
 PLAN_CHARACTERS = 65_536
 """Longer texts are planned each time, so that a few of them cannot fill the memory."""
@@ -34,19 +51,20 @@ FINGERPRINT_TOKENS = 8_192
 class Variant:
     """A plan's text for one set of names and casts, and its encoders."""
 
-    __slots__ = ("encoders", "rewritten", "sql")
+    __slots__ = ("encoders", "rewritten", "sql", "verbatim")
 
     def __init__(self, rewritten: Rewritten, suffix: str = "") -> None:
         self.rewritten = rewritten
         self.sql = rewritten.sql + suffix
         self.encoders: dict[tuple[int, ...], tuple[Encode, ...]] = {}
+        self.verbatim: dict[tuple[int, ...], tuple[Encode, ...]] = {}
 
 
 class Plan:
     """One statement text."""
 
     __slots__ = (
-        "_fingerprint", "bare", "casts", "classified", "large", "sql", "toks", "unnamed",
+        "_fingerprint", "bare", "casts", "classified", "large", "small", "sql", "toks", "unnamed",
         "variants", "writes",
     )  # fmt: skip
 
@@ -57,6 +75,8 @@ class Plan:
         self.writes = classified.path is not Path.READ
         self.bare = classified.path is Path.BARE
         self.large = False
+        self.small = False
+        """Its last result was small: the reset may travel with it."""
         self.unnamed = False
         """It was looked at, and needs no named values."""
         self._fingerprint: str | None = None
@@ -128,7 +148,13 @@ def check_parameters(plan: Plan, parameters: Parameters, strict: bool = False) -
                 rewrite(plan.sql, ("",), None, plan.toks, strict=strict)
             plan.unnamed = True
     elif isinstance(parameters, Mapping):
-        _variant(plan, parameters, {}, "", strict)
+        needed = len(_variant(plan, parameters, {}, "", strict).rewritten.names)
+        if needed > MAX_PARAMETERS:
+            raise InvalidParameter(
+                f"{needed} parameters are more than {MAX_PARAMETERS}",
+                field="parameters",
+                hint="send a list as one value, and compare with = ANY(:list)",
+            )
 
 
 def _kinds(values: Sequence[Any]) -> tuple[str, ...]:
@@ -153,13 +179,13 @@ def _variant(
     plan: Plan, parameters: Parameters, casts: dict[Any, str], suffix: str, strict: bool = False
 ) -> Variant:
     names = _names(parameters)
-    key = (names, tuple(sorted(casts.items())) if casts else (), suffix, strict)
+    key = (names, frozenset(casts.items()) if casts else (), suffix, strict)
     variant = plan.variants.get(key)
     if variant is None:
         if names:
             rewritten = rewrite(plan.sql, names, casts, plan.toks, strict=strict)
         elif casts:
-            rewritten = cast_positional(plan.sql, casts, plan.toks)
+            rewritten = cast_positional(plan.sql, casts, plan.toks, count=len(parameters or ()))
         else:
             rewritten = Rewritten(plan.sql)
         variant = Variant(rewritten, suffix)
@@ -174,7 +200,10 @@ def _values(variant: Variant, parameters: Parameters) -> list[Any]:
         return []
     if isinstance(parameters, Mapping):
         return [parameters[name] for name in variant.rewritten.names]
-    return list(parameters)
+    values = list(parameters)
+    if variant.rewritten.repeated:
+        values += [parameters[number - 1] for number in variant.rewritten.repeated]
+    return values
 
 
 def _label(variant: Variant, index: int) -> str:
@@ -191,12 +220,16 @@ def _target(catalog: TypeCatalog, oid: int) -> Target:
     return target(facts.oid, facts.name)
 
 
-def _encoders(connection: Connection, variant: Variant, described: Described) -> tuple[Encode, ...]:
-    kept = variant.encoders.get(described.parameters)
+def _encoders(
+    connection: Connection, variant: Variant, described: Described, verbatim: bool = False
+) -> tuple[Encode, ...]:
+    known = variant.verbatim if verbatim else variant.encoders
+    kept = known.get(described.parameters)
     if kept is None:
-        catalog = connection.catalog
-        kept = tuple(encoder(_target(catalog, oid)) for oid in described.parameters)
-        variant.encoders[described.parameters] = kept
+        targets = [_target(connection.catalog, oid) for oid in described.parameters]
+        kept = known[described.parameters] = tuple(
+            encoder(each, verbatim=verbatim) for each in targets
+        )
     return kept
 
 
@@ -204,15 +237,17 @@ def _all_casts(variant: Variant, values: Sequence[Any]) -> dict[Any, str]:
     """A type for every value, for a statement in which PostgreSQL found none."""
     casts: dict[Any, str] = {}
     for index, value in enumerate(values):
-        if value is None:
-            kind: str | None = "text"
-        elif type(value) is Typed:
-            kind = value.type
-        else:
-            kind = "text" if isinstance(value, str) else natural(value)
+        kind = _own_kind(value)
         if kind is not None:
             casts[_key(variant, index)] = kind
     return casts
+
+
+def _own_kind(value: Any) -> str | None:
+    """The type of *value* where nothing else tells one; `None` for a list that could be any."""
+    if value is None or isinstance(value, str):
+        return "text"
+    return value.type if type(value) is Typed else natural(value)
 
 
 def _key(variant: Variant, index: int) -> Any:
@@ -230,6 +265,42 @@ def _text_casts(variant: Variant, described: Described, values: Sequence[Any]) -
         if kind is not None:
             casts[_key(variant, index)] = kind
     return casts
+
+
+_POSITIONAL = (None, (), "", False)
+"""The key of the variant that is the text itself."""
+
+
+def bind_known(connection: Connection, plan: Plan, statement: Statement) -> Bound | None:
+    """As `bind`, at once; `None` if anything has to be found out, or does not fit.
+
+    Nearly every statement with positional values was prepared before: two calls for ten.
+    """
+    variant = plan.variants.get(_POSITIONAL)
+    values = statement.parameters
+    if variant is None or plan.casts or connection.comment or type(values) is dict:
+        return None
+    described = connection.known(variant.sql)
+    if described is None:
+        return None
+    oids = described.parameters
+    if not values:
+        return None if oids else Bound(described, [], variant)
+    encoders = variant.encoders.get(oids)
+    if encoders is None or len(encoders) != len(values):
+        return None
+    arguments: list[Any] = []
+    try:
+        for encode, oid, value in zip(encoders, oids, values, strict=True):
+            if value is None:
+                arguments.append(None)
+            elif type(value) is not str and (oid in TEXT_OIDS or type(value) is Typed):
+                return None
+            else:
+                arguments.append(encode(value))
+    except InvalidParameter:
+        return None
+    return Bound(described, arguments, variant)
 
 
 async def bind(
@@ -298,25 +369,33 @@ async def _bind(
         try:
             described = await connection.describe(variant.sql, timeout)
         except Exception as error:
-            again = {} if casts or sqlstate(error) not in UNTYPED else _all_casts(variant, values)
-            if not again:
+            if casts or sqlstate(error) not in UNTYPED:
                 _refuse(error, variant)
-            if guarded:
-                await connection.script("ROLLBACK TO SAVEPOINT pgsluice_prepare", timeout)
-            casts = again
-            recast = _variant(plan, parameters, casts, suffix, strict)
-            try:
-                described = await connection.describe(recast.sql, timeout)
-            except Exception as second:
-                if sqlstate(second) in UNTYPED:
-                    # The first complaint is about what the caller wrote.
-                    raise located(error, variant) from second
-                _refuse(second, recast)
+
+            async def attempt(casts: dict[Any, str]) -> tuple[Variant, Described | Exception]:
+                if guarded:
+                    await connection.script("ROLLBACK TO SAVEPOINT pgsluice_prepare", timeout)
+                recast = _variant(plan, parameters, casts, suffix, strict)
+                try:
+                    return recast, await connection.describe(recast.sql, timeout)
+                except Exception as wrong:
+                    if isinstance(wrong, TimeoutError) or lost(wrong):
+                        raise
+                    return recast, wrong
+
+            casts, recast, described = await _recast(attempt, variant, parameters, error, strict)
             _remember(plan, parameters, variant, values, casts)
             variant = recast
+            values = _values(variant, parameters)
         if guarded:
             await connection.script("RELEASE SAVEPOINT pgsluice_prepare", timeout)
     if len(described.parameters) != len(values):
+        if strict:
+            raise DatabaseError(
+                f"bind message supplies {len(values)} parameters, but prepared statement"
+                f" requires {len(described.parameters)}",
+                sqlstate="08P01",
+            )
         raise InvalidParameter(
             f"the statement has {len(described.parameters)} placeholders"
             f" and {len(values)} values were given",
@@ -325,20 +404,39 @@ async def _bind(
     if not casts:
         casts = _text_casts(variant, described, values)
         if casts:
+            narrow = _narrowed(casts, variant, values)
+            guarded = in_transaction and narrow is not None
+            if guarded:
+                await connection.script("SAVEPOINT pgsluice_prepare", timeout)
             recast = _variant(plan, parameters, casts, suffix)
             try:
                 described = await connection.describe(recast.sql, timeout)
             except Exception as error:
-                _refuse(error, recast)
+                if narrow is None or sqlstate(error) != _NO_SUCH_FUNCTION:
+                    _refuse(error, recast)
+                if guarded:
+                    await connection.script("ROLLBACK TO SAVEPOINT pgsluice_prepare", timeout)
+                narrower = _variant(plan, parameters, narrow, suffix)
+                try:
+                    described = await connection.describe(narrower.sql, timeout)
+                except Exception as second:
+                    if isinstance(second, TimeoutError) or lost(second):
+                        raise
+                    _refuse(error, recast)
+                casts, recast = narrow, narrower
+            if guarded:
+                await connection.script("RELEASE SAVEPOINT pgsluice_prepare", timeout)
             _remember(plan, parameters, variant, values, casts)
             variant = recast
     try:
-        return Bound(described, _encode(connection, variant, described, values), variant)
+        return Bound(
+            described, _encode(connection, variant, described, values, statement.verbatim), variant
+        )
     except InvalidParameter:
         # 1.5 against an int4 column: as the float8 it is, PostgreSQL can compare it. Not
         # remembered: the next value may fit.
         own: dict[Any, str] | None = _own_casts(connection, variant, described, values)
-        if not own or own.keys() <= casts.keys():
+        if not own or own.items() <= casts.items():
             if kept is not described or not await _is_stale(
                 connection, variant, described, timeout, in_transaction=in_transaction
             ):
@@ -355,7 +453,93 @@ async def _bind(
         described = await connection.describe(recast.sql, timeout)
     except Exception as error:
         _refuse(error, recast)
-    return Bound(described, _encode(connection, recast, described, values), recast)
+    return Bound(
+        described, _encode(connection, recast, described, values, statement.verbatim), recast
+    )
+
+
+async def _recast(
+    attempt: Callable[[dict[Any, str]], Awaitable[tuple[Variant, Described | Exception]]],
+    variant: Variant,
+    parameters: Parameters,
+    error: Exception,
+    strict: bool,
+) -> tuple[dict[Any, str], Variant, Described]:
+    """Find casts with which PostgreSQL takes a text in which it found too few types.
+
+    All values are cast to their own types, which is one more way to it and no more; if that
+    makes no sense, only those that PostgreSQL complains of, one after the other. So a `:id`
+    of `(:id is null or key = :id)` is text in one place, and what the key is in the other.
+
+    Raises:
+        GatewayError: What PostgreSQL has against the text.
+    """
+    values = _values(variant, parameters)
+    casts = _all_casts(variant, values)
+    if not casts:
+        _refuse(error, variant)
+    recast, found = await attempt(casts)
+    if isinstance(found, Described):
+        return casts, recast, found
+    first, refused = recast, found
+    narrow = None if strict else _narrowed(casts, variant, values)
+    if narrow is not None and sqlstate(found) == _NO_SUCH_FUNCTION:
+        recast, found = await attempt(narrow)
+        if isinstance(found, Described):
+            return narrow, recast, found
+    casts, recast, found = {}, variant, error
+    while not strict and len(casts) < _REPAIRS:
+        cast = _complaint(recast, _values(recast, parameters), found)
+        if cast is None or cast[0] in casts:
+            break
+        casts = {**casts, cast[0]: cast[1]}
+        recast, found = await attempt(casts)
+        if isinstance(found, Described):
+            more = _text_casts(recast, found, _values(recast, parameters))
+            if more.keys() <= casts.keys():
+                return casts, recast, found
+            casts = {**more, **casts}
+            recast, found = await attempt(casts)
+            if isinstance(found, Described):
+                return casts, recast, found
+            break
+    if sqlstate(refused) in UNTYPED:
+        # The first complaint is about what the caller wrote.
+        raise located(error, variant) from refused
+    _refuse(refused, first)
+
+
+def _narrowed(
+    casts: dict[Any, str], variant: Variant, values: Sequence[Any]
+) -> dict[Any, str] | None:
+    """*casts* with int4 for int8 where the value fits; `None` if that changes nothing.
+
+    Most functions and operators that count are of int4 alone.
+    """
+    narrow = dict(casts)
+    for index, value in enumerate(values):
+        key = _key(variant, index)
+        number = value.value if type(value) is Typed else value
+        if casts.get(key) == "int8" and isinstance(number, int) and abs(number) < 1 << 31:
+            narrow[key] = "int4"
+    return None if narrow == casts else narrow
+
+
+def _complaint(variant: Variant, values: list[Any], error: Exception) -> tuple[Any, str] | None:
+    """The cast that what PostgreSQL has against a text calls for, if it says which."""
+    state, key = sqlstate(error), None
+    if state == "42P18":  # "could not determine data type of parameter $1", in any language
+        found = _NUMBER.search(str(error))
+        number = int(found[1]) if found else 0
+        if 0 < number <= len(values):
+            key = _key(variant, number - 1)
+    elif state == "42P08" and getattr(error, "position", None):
+        at = int(error.position) - 1  # type: ignore[attr-defined]
+        found = _NUMBER.match(variant.sql, at)
+        number = int(found[1]) if found else 0
+        key = Place(caller_position(variant.rewritten, at + 1) - 1)
+    kind = _own_kind(values[number - 1]) if key is not None and number > 0 else None
+    return None if kind is None else (key, kind)
 
 
 async def _is_stale(
@@ -400,7 +584,7 @@ def rebinder(
     """
     parameters = statement.parameters
     variant, described = bound.variant, bound.described
-    encoders = _encoders(connection, variant, described)
+    encoders = _encoders(connection, variant, described, statement.verbatim)
     values = _values(variant, parameters)
     kinds = tuple(zip(_kinds(values), [type(value) is Typed for value in values], strict=True))
     names = variant.rewritten.names
@@ -459,6 +643,43 @@ def _rebinding(
     return made
 
 
+def rebind_all(
+    connection: Connection,
+    plan: Plan,
+    bound: Bound,
+    sets: Sets,
+    suffix: str,
+    strict: bool,
+    verbatim: bool,
+) -> list[Sequence[Any]] | None:
+    """The arguments of *bound* for each of *sets*, by column; *bound* is that of the first.
+
+    `None` if a value needs another statement than the first one, or does not fit: `rebinder`
+    and `bind` find out which. A tenth of their price.
+    """
+    variant, described = bound.variant, bound.described
+    uncast = _variant(plan, sets[0], {}, suffix, strict) is variant
+    numbers: Parameters = list(range(len(sets.columns)))
+    if sets.names is not None:
+        numbers = dict(zip(sets.names, range(len(sets.columns)), strict=True))
+    places = _values(variant, numbers)
+    arguments = []
+    for place, oid in zip(places, described.parameters, strict=True):
+        column = sets.columns[place]
+        # Casts are chosen by the kinds of values: of NULL, and of a number beyond 64 bits, too.
+        natural_int = sets.types[place] is None and type(column[0]) is int
+        if not uncast and (natural_int or None in column):
+            return None
+        wanted = _target(connection.catalog, oid)
+        if verbatim and sets.types[place] is None and holds_bytea(wanted):
+            return None
+        try:
+            arguments.append(encode_all(wanted, column))
+        except InvalidParameter:
+            return None
+    return arguments or None
+
+
 def _own_casts(
     connection: Connection, variant: Variant, described: Described, values: Sequence[Any]
 ) -> dict[Any, str]:
@@ -483,13 +704,17 @@ def _remember(
 
 
 def _encode(
-    connection: Connection, variant: Variant, described: Described, values: list[Any]
+    connection: Connection,
+    variant: Variant,
+    described: Described,
+    values: list[Any],
+    verbatim: bool,
 ) -> list[Any]:
     if not values:
         return values
     arguments: list[Any] = []
     for index, (encode, value) in enumerate(
-        zip(_encoders(connection, variant, described), values, strict=True)
+        zip(_encoders(connection, variant, described, verbatim), values, strict=True)
     ):
         if value is None:
             arguments.append(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 
 from ..core.model import OpenTransaction, Result
 from ..postgres.connection import Answer, Connection
@@ -15,7 +16,8 @@ class Reply:
     """An answer, and what is left to do once it has been sent."""
 
     __slots__ = (
-        "_after", "connection", "copied", "result", "rows", "target", "transaction", "wrote",
+        "_after", "_at_once", "connection", "copied", "result", "rows", "target", "transaction",
+        "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -27,6 +29,7 @@ class Reply:
         copied: Copied | None = None,
         transaction: OpenTransaction | None = None,
         after: Callable[[], Awaitable[None]] | None = None,
+        at_once: Callable[[], bool] | None = None,
         connection: Connection | None = None,
         wrote: bool = False,
     ) -> None:
@@ -40,6 +43,7 @@ class Reply:
         self.wrote = wrote
         """What was asked for is committed: whatever fails from here on, it has happened."""
         self._after = after
+        self._at_once = at_once
 
     @property
     def count(self) -> int | None:
@@ -49,6 +53,13 @@ class Reply:
         if self.rows is not None:
             return self.rows.count
         return self.copied.count if self.copied is not None else None
+
+    def settle_at_once(self) -> bool:
+        """As `settle`, where nothing has to be waited for; `False` if something has."""
+        if self._at_once is not None and self._at_once():
+            self._after = None
+            return True
+        return False
 
     async def settle(self) -> None:
         """Clean up behind the answer; call it exactly once, whatever happened to the answer."""
@@ -79,6 +90,7 @@ def result_of(connection: Connection, bound: Bound, answer: Answer, max_rows: in
     )
 
 
+@lru_cache(maxsize=1024)
 def _tag(tag: str) -> tuple[str, int]:
     """`INSERT 0 5` → (`INSERT`, 5); `CREATE TABLE` → (`CREATE TABLE`, 0)."""
     words = tag.split(" ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..core.fair_queue import FairQueue, Ticket
 from ..core.model import Grant
 from ..core.observation import Observer, StatementCancelled
 from ..core.policy import TargetNames
+from ..core.pool_policy import Reason
 from ..core.retries import RetryBudget
 from ..postgres.connect import Connector
 from ..postgres.connection import Connection
@@ -49,13 +50,22 @@ class Lease:
 
     async def settle(self) -> None:
         """Clean the connection, keep it or close it, and give the place back. Once."""
-        if self.settled:
+        if self.settled or self.leave():
             return
         self.settled = True
         try:
             await self.pool.give_back(self.connection)
         finally:
             self._leave()
+
+    def leave(self) -> bool:
+        """As `settle`, if the connection is being cleaned already: nothing is waited for."""
+        connection = self.connection
+        if self.settled or not connection.is_leaving:
+            return self.settled
+        self.settled = True
+        self.pool.expect(connection, self._leave)
+        return True
 
     def settle_soon(self) -> None:
         """`settle` in a task of its own, which no cancellation of the caller reaches."""
@@ -76,7 +86,10 @@ class Lease:
         try:
             # The login may have been configured anew since.
             self.pool = self.target.pool(self.pool.login, self.pool.database)
-            self.connection = await self.target.connection(self.pool, deadline)
+            if reason == Reason.LOST:
+                self.connection = await self.pool.take(deadline, new=True)
+            else:
+                self.connection = await self.target.connection(self.pool, deadline)
             self.connection.comment = self.comment
         except BaseException:
             self.settled = True
@@ -233,7 +246,7 @@ class Target:
         most = max(self.pools.values(), key=lambda pool: pool.idle, default=None)
         return most is not None and most.drop_idle()
 
-    async def lease(self, grant: Grant, deadline: float) -> Lease:
+    def lease(self, grant: Grant, deadline: float) -> Coroutine[Any, Any, Lease]:
         """Wait for a turn, then take a connection.
 
         Raises:
@@ -242,9 +255,12 @@ class Target:
             QueueTimeout: *deadline* passed in the queue.
             DatabaseUnavailable: The database took no connection in time.
         """
+        if not grant.limits.concurrency:
+            return self._lease(grant, deadline)
+        return self._counted_lease(grant, deadline)
+
+    async def _counted_lease(self, grant: Grant, deadline: float) -> Lease:
         most = grant.limits.concurrency
-        if not most:
-            return await self._lease(grant, deadline)
         if self._busy.get(grant.tenant, 0) >= most:
             raise RateLimited(
                 "as many statements of this tenant are under way as the policy allows"
@@ -276,7 +292,7 @@ class Target:
             pool = self.pool(grant.login, grant.database)
         self.observer.turn_taken(self.name, ticket.since - ticket.entered)
         try:
-            connection = await self.connection(pool, deadline)
+            connection = pool.take_idle(ticket.since) or await pool.take(deadline)
         except BaseException:
             self.release(ticket)
             raise

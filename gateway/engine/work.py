@@ -24,9 +24,19 @@ from .answers import read_answer, write_answer
 from .ledger import DATABASE, DOUBT, GONE, MEMORY, NONE, NUMBER, Ledger, Number, as_bytea, moment
 from .targets import Lease
 
+_STANDBY_PAUSE = 0.1
+"""Seconds before a lost COMMIT is asked about again, where a standby was found."""
 _RECORD = "select gw.record($1, $2, $3)"
 _THERE = "23505"
 _OUTCOMES = {None: Outcome.UNKNOWN, True: Outcome.COMMITTED, False: Outcome.NOT_EXECUTED}
+
+
+class Unread(Exception):
+    """There is an entry; whether it is of this request is not known before its body is read."""
+
+    def __init__(self, entry: Entry) -> None:
+        super().__init__()
+        self.entry = entry
 
 
 class Work:
@@ -34,7 +44,7 @@ class Work:
 
     __slots__ = (
         "_call", "_in_database", "_key", "_keyed", "_ledger", "_mine", "_number", "_recorded",
-        "_size", "kind",
+        "_size", "kind", "unread",
     )  # fmt: skip
 
     def __init__(self, ledger: Ledger, call: Call, keyed: Keyed) -> None:
@@ -48,6 +58,13 @@ class Work:
         self._number: Number | None = None
         self._size = 0
         self._in_database = False
+        self.unread = False
+        """The body is still to come: `read` has to be told of it before `record`."""
+
+    def read(self, request: bytes) -> None:
+        """The body is there: what is asked for has the hash *request*."""
+        self._key = self.key._replace(request=request)
+        self.unread = False
 
     @property
     def key(self) -> Key:
@@ -63,12 +80,12 @@ class Work:
             KeyInProgress: Another one still runs at *deadline*.
         """
         if self._mine is None:
-            self._mine = await self._ledger.turn(self.key.id, deadline)
+            self._mine = await self._ledger.turn(self.key.whose, deadline)
 
     def leave(self) -> None:
         """It is over, however it ended."""
         if self._mine is not None:
-            self._ledger.end_turn(self.key.id, self._mine)
+            self._ledger.end_turn(self.key.whose, self._mine)
             self._mine = None
 
     async def begin(self, lease: Lease, mode: TransactionMode, deadline: float) -> Any:
@@ -122,6 +139,17 @@ class Work:
         return self._judged(entry)
 
     def _judged(self, entry: Entry | None) -> Any:
+        if entry is not None and self.unread:
+            raise Unread(entry)
+        return self.judged(entry)
+
+    def judged(self, entry: Entry | None) -> Any:
+        """The answer that *entry* holds; `None` if there is none.
+
+        Raises:
+            KeyReused: It is another request's.
+            ResultNotKept: It is of this one; the answer is not there.
+        """
         verdict = judge(entry, self.key)
         if verdict is Verdict.RUN:
             return None
@@ -153,16 +181,14 @@ class Work:
             if answer is not None and len(answer) > KEPT_BYTES:
                 answer = None
             described = await connection.describe(_RECORD, timeout)
-            found = await connection.run(
-                described,
-                [
-                    as_bytea(key.token),
-                    as_bytea(key.request),
-                    None if answer is None else as_bytea(answer),
-                ],
-                timeout=timeout,
-                budget=65_536,
-            )
+            kept = None if answer is None else as_bytea(answer)
+            for token in (key.token,) if key.older is None else (key.older, key.token):
+                found = await connection.run(
+                    described,
+                    [as_bytea(token), as_bytea(key.request), kept],
+                    timeout=timeout,
+                    budget=65_536,
+                )
             self._in_database = bool(found.rows[0][0])
             return
         # Without the table, the number of the transaction is what can be asked for later.
@@ -221,7 +247,7 @@ class Work:
             self._call.idempotency = MEMORY
         if self._recorded is not None:
             ledger = self._ledger
-            ledger.memory.put(self.key.id, self._recorded, ledger.time(), self._size)
+            ledger.memory.put(self.key.whose, self._recorded, ledger.time(), self._size)
 
     def keep_answer(self, answer: Any, size: int = 0) -> None:
         """Remember *answer*, of so many bytes, in this process; it is whatever `recall` gives."""
@@ -239,7 +265,7 @@ class Work:
         """
         self.kind = self._call.idempotency = MEMORY
         ledger = self._ledger
-        return self._judged(ledger.memory.get(self.key.id, ledger.time()))
+        return self._judged(ledger.memory.get(self.key.whose, ledger.time()))
 
     async def find(self, lease: Lease, deadline: float) -> Any:
         """What the database holds, once nobody else can still be at work on it."""
@@ -270,6 +296,10 @@ class Work:
             while True:
                 await lease.replace(deadline, "lost")
                 connection = lease.connection
+                if connection.in_recovery:
+                    # A standby cannot tell. It will be the primary, or another server is.
+                    await asyncio.sleep(min(_STANDBY_PAUSE, self._left(deadline)))
+                    continue
                 try:
                     if self.kind == MEMORY:
                         known = await ledger.settle(connection, self._number, deadline)
@@ -293,7 +323,7 @@ class Work:
         if known is None:
             assert self._recorded is not None
             if self.kind == MEMORY:
-                ledger.doubtful[self.key.id] = (self._recorded, self._number)
+                ledger.doubtful[self.key.whose] = (self._recorded, self._number)
             raise self._unknown()
         return known
 

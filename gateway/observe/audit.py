@@ -87,6 +87,7 @@ def line_of(ended: Ended, now: float) -> dict[str, Any]:
         "outcome": ended.outcome,
         "code": ended.code,
         "sqlstate": ended.sqlstate,
+        "reason": ended.reason or None,
         "replayed": call.replayed,
     }
     if principal is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import orjson
@@ -23,6 +24,7 @@ from ..core.observation import (
     IdempotencyFound,
     Observation,
     Observer,
+    PasswordCanChange,
     Resolved,
 )
 from .told import Ended, fingerprints
@@ -31,6 +33,39 @@ _BUFFER = 32_768
 _FLUSH_AFTER = 1.0
 """Seconds that a line may wait for company."""
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "off": 100}
+
+
+_LINE = (
+    b'{"time":%.3f,"level":"info","operation":%b,"request_id":%b,"subject":%b,"target":%b,'
+    b'"fingerprint":%b,"status":%d,"outcome":"ok","rows":%b,"bytes":%d,"queue_ms":%.2f,'
+    b'"connect_ms":%.2f,"db_ms":%.2f,"total_ms":%.2f}'
+)
+
+
+@lru_cache(maxsize=4_096)
+def _quoted(text: str | None) -> bytes:
+    """*text* as JSON: one of those that come again and again."""
+    return orjson.dumps(text)
+
+
+def _ordinary(ended: Ended, now: float) -> bytes:
+    """The line of a request that went well, written by one format: at half the price."""
+    call = ended.call
+    return _LINE % (
+        now,
+        _quoted(ended.operation),
+        orjson.dumps(call.request_id),
+        _quoted(ended.principal.subject if ended.principal is not None else None),
+        _quoted(call.target),
+        _quoted(call.statements[0].fingerprint if call.statements else None),
+        ended.status,
+        b"null" if ended.rows is None else b"%d" % ended.rows,
+        ended.sent,
+        call.queued * 1000,
+        call.connecting * 1000,
+        call.running * 1000,
+        (ended.ended - ended.received) * 1000,
+    )
 
 
 class RequestLog(Observer):
@@ -80,6 +115,9 @@ class RequestLog(Observer):
             case IdempotencyFound(target, where):
                 level = "info" if where == "database" else "warning"
                 self._event(level, "idempotency_found", {"target": target, "where": where})
+            case PasswordCanChange(target, login):
+                found = {"target": target, "login": login}
+                self._event("warning", "password_can_change", found)
             case Resolved(target, outcome):
                 self._event("warning", "commit_resolved", {"target": target, "outcome": outcome})
             case ConnectFailed(target, code, took):
@@ -103,6 +141,9 @@ class RequestLog(Observer):
         if self._level > (40 if failed else 20) and not slow:
             return
         now = time.time()
+        if ended.outcome == "ok" and ended.status and not slow and len(call.statements) < 2:
+            self._add(_ordinary(ended, now), now)
+            return
         line: dict[str, Any] = {
             "time": round(now, 3),
             "level": "error" if failed else "info",
@@ -124,6 +165,8 @@ class RequestLog(Observer):
             line["code"] = ended.code
             if ended.sqlstate is not None:
                 line["sqlstate"] = ended.sqlstate
+            if ended.reason:
+                line["reason"] = ended.reason
         if self._level <= (40 if failed else 20):
             self._add(orjson.dumps(line), now)
         if slow:

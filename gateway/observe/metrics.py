@@ -100,6 +100,10 @@ DEFINITIONS: Final = (
         "MaxDatabaseConnectionsAllowed; SHOW DATABASES pool_size",
     ),
     Definition(
+        "pgsluice_connections_budget", "gauge", _T,
+        "Connections to PostgreSQL that all nodes together may hold.",
+    ),
+    Definition(
         "pgsluice_connections", "gauge", _T,
         "Open connections to PostgreSQL.",
         "DatabaseConnections; SHOW POOLS sv_*",
@@ -184,6 +188,14 @@ DEFINITIONS: Final = (
         "SHOW STATS total_xact_time",
     ),
     Definition(
+        "pgsluice_nodes", "gauge", ("state",),
+        "Nodes of this house as this one sees them, itself included, by state.",
+    ),
+    Definition(
+        "pgsluice_relayed_total", "counter", ("result",),
+        "Requests for a transaction of another node, by what came of passing them on.",
+    ),
+    Definition(
         "pgsluice_audit_failures_total", "counter", (),
         "Lines of the audit log that could not be written.",
     ),
@@ -215,6 +227,23 @@ REFUSED: Final = MappingProxyType(
     }
 )
 """Why the guard below HTTP ends a connection."""
+NODES: Final = MappingProxyType(
+    {
+        "sharing": "It lives and has a share of the budget.",
+        "leaving": "It stops, or is gone, and its connections still count.",
+        "silent": "Nobody answers there, nor says that nobody is there; no node grows meanwhile.",
+    }
+)
+"""States of nodes."""
+RELAYED: Final = MappingProxyType(
+    {
+        "answered": "The other node answered.",
+        "gone": "The other node was not there.",
+        "lost": "It was passed on, and its answer did not come.",
+        "hangup": "The caller went away.",
+    }
+)
+"""What may come of a request that is passed on."""
 
 Labels = tuple[str, ...]
 Values = Mapping[Labels, float]
@@ -251,6 +280,14 @@ class _Target:
         self.transaction = Histogram(LIFETIMES)
 
 
+class _Targets(dict[str, _Target]):
+    """The counts of all targets, made as they come."""
+
+    def __missing__(self, name: str) -> _Target:
+        made = self[name] = _Target()
+        return made
+
+
 class TargetState(NamedTuple):
     """A target as it is now, for the gauges."""
 
@@ -260,6 +297,7 @@ class TargetState(NamedTuple):
     waiting: int
     transactions_open: int
     transactions_waiting: int
+    budget: int
 
 
 class NodeState(NamedTuple):
@@ -273,6 +311,10 @@ class NodeState(NamedTuple):
     """Connections that the guard ended, by reason."""
     bodies: int = 0
     unread: int = 0
+    nodes: Mapping[str, int] = MappingProxyType({"sharing": 1})
+    """By state of `NODES`."""
+    relayed: Mapping[str, int] = MappingProxyType({})
+    """By result of `RELAYED`."""
 
 
 class Metrics(Observer):
@@ -280,7 +322,7 @@ class Metrics(Observer):
 
     def __init__(self, state: Callable[[], NodeState]) -> None:
         self._state = state
-        self._targets: dict[str, _Target] = {}
+        self._targets = _Targets()
         self._requests: dict[tuple[str, int], int] = {}
         self._refusals: dict[str, int] = {}
         self._request: dict[str, Histogram] = {}
@@ -300,10 +342,7 @@ class Metrics(Observer):
         self._audit_failures = 0
 
     def _of(self, target: str) -> _Target:
-        found = self._targets.get(target)
-        if found is None:
-            found = self._targets[target] = _Target()
-        return found
+        return self._targets[target]
 
     def _count(self, name: str, *labels: str) -> None:
         counts = self._events[name]
@@ -338,7 +377,7 @@ class Metrics(Observer):
 
     def turn_taken(self, target: str, waited: float) -> None:
         """See `Observer`."""
-        self._of(target).wait.add(waited)
+        self._targets[target].wait.add(waited)
 
     def turn_refused(self, target: str, waited: float, reason: str) -> None:
         """See `Observer`."""
@@ -346,11 +385,11 @@ class Metrics(Observer):
 
     def connection_reset(self, target: str) -> None:
         """See `Observer`."""
-        self._of(target).resets += 1
+        self._targets[target].resets += 1
 
     def statement_finished(self, target: str, took: float) -> None:
         """See `Observer`."""
-        self._of(target).statement.add(took)
+        self._targets[target].statement.add(took)
 
     def request_finished(
         self, operation: str, status: int, code: str | None, took: float, sent: int
@@ -411,6 +450,9 @@ class Metrics(Observer):
             "pgsluice_statements_total": {(n,): sum(c.statement.counts) for n, c in counts.items()},
             "pgsluice_transactions_opened_total": {(n,): c.transactions for n, c in counts.items()},
             "pgsluice_connections_limit": {(n,): t.limit for n, t in targets.items()},
+            "pgsluice_connections_budget": {(n,): t.budget for n, t in targets.items()},
+            "pgsluice_nodes": {(each,): state.nodes.get(each, 0) for each in NODES},
+            "pgsluice_relayed_total": {(each,): state.relayed.get(each, 0) for each in RELAYED},
             "pgsluice_connections": {(n,): t.size for n, t in targets.items()},
             "pgsluice_connections_in_use": {(n,): t.in_use for n, t in targets.items()},
             "pgsluice_queue_waiting": {(n,): t.waiting for n, t in targets.items()},

@@ -38,6 +38,8 @@ class Ended(NamedTuple):
     """Address that it came from; of a proxy, if there is one in between."""
     sqlstate: str | None = None
     """Of PostgreSQL's error."""
+    reason: str | None = None
+    """What a refusal does not say to the caller, in the gateway's words, without a value."""
 
 
 def fingerprints(call: Call) -> str | list[str] | None:

@@ -17,7 +17,7 @@ import socket
 import struct
 import sys
 import termios
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ import asyncpg
 from asyncpg.connect_utils import _cancel as _send_cancel  # type: ignore[attr-defined]
 
 from ..core.model import Column, Isolation, TransactionMode
+from .behind import ResetBehind, followed
 from .failures import is_sign_of_ddl
 from .types import TypeCatalog
 
@@ -43,33 +44,41 @@ _FAREWELL = 2.0
 """Seconds that a session which was closed under its statement has to end."""
 
 _RESET = (
-    "RESET SESSION AUTHORIZATION;RESET ALL;CLOSE ALL;UNLISTEN *;DISCARD SEQUENCES;"
     # A session's random() can be made predictable for the next one by setseed. The seed is
     # ours: to make one in SQL, of a random uuid, costs the server more than this whole line.
-    "SELECT pg_catalog.pg_advisory_unlock_all(),pg_catalog.setseed(%.9f::pg_catalog.float8)"
+    "RESET SESSION AUTHORIZATION;RESET ALL;CLOSE ALL;UNLISTEN *;DISCARD SEQUENCES;SET seed=%.9f;"
     # A PREPARE inside a function survives all of the above, and could replace a statement of
-    # ours under its own name: then this fails, for no text with a ! is a boolean. After a
-    # DEALLOCATE ALL our canary is missing, and no row comes.
-    " FROM pg_catalog.pg_prepared_statement() WHERE CASE WHEN from_sql"
-    " THEN (name OPERATOR(pg_catalog.||) '!')::pg_catalog.bool"
-    f" ELSE name OPERATOR(pg_catalog.=) '{CANARY}' END"
+    # ours under its own name: then another row comes, or one that says so. After a DEALLOCATE
+    # ALL our canary is missing, and no row comes.
+    "SELECT pg_catalog.pg_advisory_unlock_all(),from_sql,"
     # DISCARD TEMP leaves the schema of temporary objects, which can be seen; and with one
     # there already, a next temporary table does not stand before what prepared statements
     # mean by its name. So a session that had any goes, and they go with it.
-    " AND pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.=) 0"
+    "pg_catalog.pg_my_temp_schema()"
+    # An expression more in here costs the server several microseconds.
+    " FROM pg_catalog.pg_prepared_statement()"
+    f" WHERE from_sql OR name OPERATOR(pg_catalog.=) '{CANARY}'"
 )
-
-
+"""What makes a session as new, as one simple query."""
+_CLEAN_ROW = b"D\0\0\0\x14\0\3" + b"\0\0\0\0" + b"\0\0\0\1f" + b"\0\0\0\0010"
+"""The one row of it then: nothing, false, 0."""
 _seeds = random.Random()
 """Of its own: what the shared generator gives is seen elsewhere, and tells what comes next."""
 
 
-def reset_script() -> str:
-    """One simple query; its last tag is `CLEAN` if the session is as new."""
-    return _RESET % _seeds.random()
+def _reset_message() -> tuple[bytes, bytes]:
+    head, tail = (part.encode("ascii") for part in _RESET.split("%.9f"))
+    size = 4 + len(head) + len("0.123456789") + len(tail) + 1
+    return b"Q" + struct.pack("!i", size) + head, tail + b"\0"
 
 
-CLEAN = "SELECT 1"
+_RESET_HEAD, _RESET_TAIL = _reset_message()
+
+
+def reset_message() -> bytes:
+    """The message that resets a session; `ResetBehind` hears how it ends."""
+    return b"%b%.9f%b" % (_RESET_HEAD, _seeds.random(), _RESET_TAIL)
+
 
 _ISOLATION = {
     Isolation.READ_COMMITTED: " ISOLATION LEVEL READ COMMITTED",
@@ -81,12 +90,15 @@ _ISOLATION = {
 _TIMES = ((1082, "date", "int4"), (1114, "timestamp", "int8"), (1184, "timestamptz", "int8"))
 
 
-_GATHERED = 64 * 1024
+_GATHERED = 128 * 1024
 """Bytes of a COPY passed on at a time."""
 _GATHER_FOR = 0.002
 """Seconds that a smaller piece waits for more."""
+_BEGUN = b"1\0\0\0\x042\0\0\0\x04C\0\0\0\nBEGIN\0"
+"""What PostgreSQL says to a BEGIN that is sent as a statement."""
 _READY = b"Z\0\0\0\5"
 """How the last message of an answer begins; one byte follows."""
+_READY_SIZE = len(_READY) + 1
 
 
 class OverBudget(Exception):
@@ -130,10 +142,13 @@ class _Counter(asyncio.Protocol):
         self.hidden: bytearray | None = None
         """Until PostgreSQL has answered what the driver does not know that was sent: the
         beginning of a message whose end has not come yet."""
+        self.hides = 0
+        """How many commands of those PostgreSQL has not completed yet."""
         self.recorded: list[bytes] | None = None
         """While many sets run: what came, for their tags."""
         self.gathered: list[bytes] | None = None
         """During COPY TO STDOUT: what came since the driver was given something."""
+        self.behind = ResetBehind(transport, inner.data_received, _CLEAN_ROW)
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -141,13 +156,20 @@ class _Counter(asyncio.Protocol):
         self.left -= len(data)
         self.received += len(data)
         if self.hidden is not None:
-            data = self._without_hidden(self.hidden, data)
+            if self.hides == 1 and not self.hidden and data.startswith(_BEGUN):
+                self.hidden = None  # what BEGIN alone is answered with, nearly always
+                data = data[len(_BEGUN) :]
+            else:
+                data = self._without_hidden(self.hidden, data)
             if not data:
                 return
         if self.left < 0:
             self.exceeded = True
             self.keep_line()
             self.transport.abort()
+            return
+        if self.behind.pending:
+            self.behind.take(data)
             return
         if self.watched is not None:
             self._watch(self.watched, data)
@@ -203,7 +225,7 @@ class _Counter(asyncio.Protocol):
             del begun[:size]
 
     def _without_hidden(self, begun: bytearray, data: bytes) -> bytes:
-        """*data* without the answer to a Bind and an Execute that gives one row.
+        """*data* without the answers to what was sent in front: BEGIN, claims, or both.
 
         Parameters and notices that come in between are the driver's, and so is an error,
         after which PostgreSQL answers nothing before the Sync.
@@ -218,12 +240,14 @@ class _Counter(asyncio.Protocol):
             if kind == 0x45:
                 self.hidden = None
                 break
-            if kind not in b"2DC":
+            if kind not in b"12DC":
                 passed += begun[:size]
             del begun[:size]
             if kind == 0x43:
-                self.hidden = None
-                break
+                self.hides -= 1
+                if not self.hides:
+                    self.hidden = None
+                    break
         if self.hidden is None:
             passed += begun
         return bytes(passed)
@@ -239,6 +263,7 @@ class _Counter(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._pass_on()
         self.inner.connection_lost(exc)
+        self.behind.lost()
 
     def pause_writing(self) -> None:
         self.inner.pause_writing()
@@ -254,10 +279,12 @@ class Connection(asyncpg.Connection):
     """A clean session, lent to one request at a time."""
 
     __slots__ = (
+        "behind",
         "born",
         "broken",
         "catalog",
         "changes",
+        "clock",
         "comment",
         "commented",
         "counter",
@@ -266,6 +293,8 @@ class Connection(asyncpg.Connection):
         "first",
         "guarded",
         "notices",
+        "opening",
+        "pid",
         "unsynced",
     )
     # The driver's own, which its stubs leave out.
@@ -278,12 +307,18 @@ class Connection(asyncpg.Connection):
     _stmts_to_close: Any
     _get_statement: Any
     _get_unique_id: Any
+    behind: ResetBehind
+    """The reset that was sent behind a statement, if one was."""
     born: float
     """Event-loop time at which it was opened."""
     expires: float
     """Event-loop time from which it is not lent again."""
     broken: bool
     """It must be closed instead of lent again."""
+    clock: Callable[[], float]
+    """That of its event loop."""
+    pid: int
+    """Of its backend."""
     described: dict[str, Described]
     changes: int
     """Those of the catalog when everything here was last forgotten."""
@@ -291,6 +326,8 @@ class Connection(asyncpg.Connection):
     """The open transaction must not write, and PostgreSQL alone does not see to it."""
     first: bytes | None
     """Messages to be sent in front of the next statement, in the same flight."""
+    opening: bytes | None
+    """The same, and before those: what opens a transaction."""
     comment: str
     """What is written behind each statement of the borrower's; nothing as a rule."""
     commented: tuple[str, Described] | None
@@ -298,6 +335,8 @@ class Connection(asyncpg.Connection):
 
     def set_up(self, catalog: TypeCatalog) -> None:
         """Take over a fresh connection: text codecs, byte counter."""
+        self.clock = asyncio.get_running_loop().time
+        self.pid = self.get_server_pid()
         self.catalog = catalog
         self.changes = catalog.changes
         self.described = {}
@@ -305,6 +344,7 @@ class Connection(asyncpg.Connection):
         self.commented = None
         self.broken = False
         self.first = None
+        self.opening = None
         self.guarded = False
         self.unsynced = False
         """Something was prepared: asyncpg sends Flush, so an implicit transaction is open."""
@@ -312,6 +352,7 @@ class Connection(asyncpg.Connection):
         catalog.prepare(self._protocol.get_settings())
         self.counter = _Counter(self._protocol, self._transport)
         self._transport.set_protocol(self.counter)
+        self.behind = self.counter.behind
 
     def _process_log_message(self, fields: dict[str, str], last_query: str) -> None:
         if len(self.notices) < NOTICES_KEPT:
@@ -353,6 +394,8 @@ class Connection(asyncpg.Connection):
 
     async def means_otherwise(self, sql: str, described: Described, timeout: float) -> bool:
         """Whether *sql* would have parameters of other types than when it was *described*."""
+        if self.behind.sent:
+            await self._after_reset(timeout)
         self.unsynced = True
         state = await self._get_statement(sql, timeout, use_cache=False)
         parameters = tuple(parameter.oid for parameter in state._get_parameters() or ())
@@ -371,6 +414,8 @@ class Connection(asyncpg.Connection):
         kept = self.known(sql)
         if kept is not None:
             return kept
+        if self.behind.sent:
+            await self._after_reset(timeout)
         self.unsynced = True
         state = await self._get_statement(sql, timeout, named=True)
         described = self._read_description(state)
@@ -388,6 +433,8 @@ class Connection(asyncpg.Connection):
         kept = self.commented
         if kept is not None and kept[0] == text and not kept[1].state.closed:
             return kept[1]
+        if self.behind.sent:
+            await self._after_reset(timeout)
         self._drop_commented()
         self.unsynced = True
         # With a name: the one without is lost with the next simple query, such as BEGIN.
@@ -445,13 +492,17 @@ class Connection(asyncpg.Connection):
         self.first = _bind_and_execute(CANARY, (claims, seal))
 
     async def _send_first(self, timeout: float) -> None:
+        opening, self.opening = self.opening, None
         first, self.first = self.first, None
-        if first is not None:
-            # The driver writes at once then, and nothing comes between.
-            await self.quiet(timeout)
-            if not self.is_closed():
-                self.counter.hidden = bytearray()
-                self._transport.write(first)
+        if opening is None and first is None:
+            return
+        # The driver writes at once then, and nothing comes between.
+        await self.quiet(timeout)
+        if not self.is_closed():
+            counter = self.counter
+            counter.hidden = bytearray()
+            counter.hides = (opening is not None) + (first is not None)
+            self._transport.write((opening or b"") + (first or b""))
 
     async def run(
         self,
@@ -462,6 +513,7 @@ class Connection(asyncpg.Connection):
         budget: int,
         limit: int = 0,
         portal: str = "",
+        last: bool = False,
     ) -> Answer:
         """Bind and execute in one flight.
 
@@ -470,19 +522,24 @@ class Connection(asyncpg.Connection):
             budget: Bytes that may come back; beyond, the connection is closed.
             limit: Rows at most, 0 for all.
             portal: Its name; with a name and a limit, `fetch_portal` gets the rest.
+            last: Nothing follows as a rule: outside a transaction, the reset goes with it.
 
         Raises:
             OverBudget: More bytes came than *budget*.
         """
         counter = self.counter
-        if self.first is not None:
+        if self.behind.sent:
+            await self._after_reset(timeout)
+        if self.first is not None or self.opening is not None:
             await self._send_first(timeout)
         counter.left = budget
         self.unsynced = False
+        protocol = self._protocol
+        asking = protocol.bind_execute(described.state, arguments, portal, limit, True, timeout)
+        if last and not protocol.is_in_transaction() and not protocol._is_cancelling():
+            asking = followed(asking, self.behind, reset_message())
         try:
-            rows, status, complete = await self._protocol.bind_execute(
-                described.state, arguments, portal, limit, True, timeout
-            )
+            rows, status, complete = await asking
         except Exception as error:
             if counter.hidden is not None and not isinstance(error, TimeoutError):
                 self.broken = True  # the driver never sent its part, and PostgreSQL waits for it
@@ -513,6 +570,8 @@ class Connection(asyncpg.Connection):
         A set is asked for when it can be sent, so PostgreSQL works meanwhile. What that raises
         is raised here. Rows are thrown away.
         """
+        if self.behind.sent:
+            await self._after_reset(timeout)
         await self._send_first(timeout)
         counter = self.counter
         came: list[bytes] = []
@@ -582,13 +641,23 @@ class Connection(asyncpg.Connection):
         """Whether transactions only read unless they say otherwise; PostgreSQL 14 tells it."""
         return getattr(self.get_settings(), "default_transaction_read_only", "off") == "on"
 
-    async def script(self, sql: str, timeout: float) -> str:
-        """Run the gateway's own *sql* as a simple query; return the last command tag."""
+    async def script(self, sql: str, timeout: float, *, last: bool = False) -> str:
+        """Run the gateway's own *sql* as a simple query; return the last command tag.
+
+        Args:
+            last: It ends what the borrower does: the reset goes right behind it, as a message
+                of its own, whose fate is not that of *sql*.
+        """
+        if self.behind.sent:
+            await self._after_reset(timeout)
         if self.unsynced and not self._protocol.is_in_transaction():
             # BEGIN inside that implicit transaction could no longer choose its mode.
             await self._protocol.query("SELECT 1", timeout)
         self.unsynced = False
-        tag = await self._protocol.query(sql, timeout)
+        asking = self._protocol.query(sql, timeout)
+        if last and not self._protocol._is_cancelling():
+            asking = followed(asking, self.behind, reset_message())
+        tag = await asking
         return tag.decode("ascii", "replace") if isinstance(tag, bytes) else str(tag)
 
     async def begin(
@@ -609,6 +678,18 @@ class Connection(asyncpg.Connection):
             then = ";" + then
         return await self.script(f"BEGIN{level} {access}{deferrable}{pin}{then}", timeout)
 
+    def can_begin_ahead(self) -> bool:
+        """Whether `begin_ahead` may be used now."""
+        return not (self.unsynced or self.behind.sent or self.in_transaction)
+
+    def begin_ahead(self) -> None:
+        """Have the next statement, which is prepared, begin a transaction that may write.
+
+        BEGIN travels in front of it, in one flight; if it fails, the statement does not run.
+        """
+        self.guarded = False
+        self.opening = _BEGIN
+
     @property
     def undoes_read_only(self) -> bool:
         """Whether `RESET transaction_read_only` is obeyed where SET is not: until PostgreSQL 15."""
@@ -625,21 +706,49 @@ class Connection(asyncpg.Connection):
         self.described.clear()
         self.changes = self.catalog.changes
 
+    async def _after_reset(self, timeout: float) -> None:
+        """Wait until the reset that was sent has ended: the session is used once more."""
+        await self.quiet(timeout)
+        behind = self.behind
+        if behind.pending:
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            behind.then = lambda: None if ended.done() else ended.set_result(None)
+            async with asyncio.timeout(timeout):
+                await ended
+        behind.sent = False
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether its reset is on its way already, and nothing else."""
+        return self.behind.sent and not self._protocol._is_cancelling()
+
+    def left(self) -> bool:
+        """Whether the reset that was sent has left a clean session, now that it has ended."""
+        self.behind.sent = False
+        self.notices.clear()
+        self.first = self.opening = None
+        self.comment = ""
+        if self.commented is not None:
+            self._drop_commented()
+        return self.behind.clean and self.counter.hidden is None and not self.is_closed()
+
     async def clean(self, timeout: float) -> bool:
         """Reset the session; `False` if anything is left, then it must be closed."""
         protocol = self._protocol
         if self.broken or self.is_closed():
             return False
         await self.quiet(timeout)
-        self.notices.clear()
-        self.first = None
+        if self.behind.sent:
+            await self._after_reset(timeout)
+            return self.left()
         if self.counter.hidden is not None:
             return False
-        self.comment = ""
-        self._drop_commented()
         if protocol.is_in_transaction():
             await self.script("ROLLBACK", timeout)
-        return await self.script(reset_script(), timeout) == CLEAN
+        self.unsynced = False
+        self.behind.alone(reset_message())
+        await self._after_reset(timeout)
+        return self.left()
 
     def abort(self) -> None:
         """Close at once, without a goodbye."""
@@ -678,19 +787,28 @@ class Connection(asyncpg.Connection):
             line.close()
 
     async def _cancel_session(self) -> None:
+        # The connection itself forgets its protocol when it is aborted.
+        protocol = self.counter.inner
         with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             async with asyncio.timeout(_FAREWELL):
                 await _send_cancel(
                     loop=asyncio.get_running_loop(),
                     addr=self._addr,
                     params=self._params,
-                    backend_pid=self._protocol.backend_pid,
-                    backend_secret=self._protocol.backend_secret,
+                    backend_pid=protocol.backend_pid,
+                    backend_secret=protocol.backend_secret,
                 )
 
 
 def _tags(data: bytes) -> list[str]:
     """The command tags among whole messages, which the driver reads and forgets."""
+    # Sets alike have answers alike, each of a BindComplete of five bytes and a tag: one
+    # comparison of all, where message by message costs 0.3 µs a set.
+    if data.startswith(b"2\0\0\0\4C"):
+        unit = data[: 6 + int.from_bytes(data[6:10], "big")]
+        count = (len(data) - _READY_SIZE) // len(unit)
+        if data[:-_READY_SIZE] == unit * count:
+            return [unit[10:-1].decode("ascii", "replace")] * count
     tags = []
     at, end = 0, len(data)
     while at < end:
@@ -713,6 +831,18 @@ def _bind_and_execute(statement: str, values: Sequence[str]) -> bytes:
         kind + struct.pack("!i", 4 + len(message)) + message
         for kind, message in ((b"B", bytes(body)), (b"E", execute))
     )
+
+
+def _parse_and_execute(sql: str) -> bytes:
+    """The messages Parse, Bind and Execute for *sql*, without names, values or rows."""
+    parts = (b"\0" + sql.encode() + b"\0\0\0", b"\0\0\0\0\0\0\0\0", b"\0\0\0\0\0")
+    return b"".join(
+        kind + struct.pack("!i", 4 + len(message)) + message
+        for kind, message in zip((b"P", b"B", b"E"), parts, strict=True)
+    )
+
+
+_BEGIN = _parse_and_execute("BEGIN READ WRITE")
 
 
 def _unacknowledged(descriptor: int) -> int:

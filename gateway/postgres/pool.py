@@ -15,8 +15,15 @@ import copy
 import random
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
-from ..core.errors import DatabaseUnavailable, GatewayError, QueueTimeout
+from ..core.errors import (
+    DatabaseUnavailable,
+    GatewayError,
+    LoginRefused,
+    QueueTimeout,
+    SecretInvalid,
+)
 from ..core.observation import ConnectFailed, ConnectionClosed, ConnectionOpened, Observer
 from ..core.pool_policy import Reason, Seats, backoff, lend, next_sweep, on_return, sweep
 from .connect import Connector
@@ -26,6 +33,10 @@ _chance = random.Random()
 
 _RESET_TIMEOUT = 5.0
 _CLOSE_TIMEOUT = 1.0
+_LASTING = (LoginRefused, SecretInvalid)
+"""What waiting does not mend: somebody has to change a credential."""
+_REFUSED_FOR = 5.0
+"""Seconds for which such an answer stands; wrong passwords in numbers lock accounts."""
 
 
 class Room:
@@ -80,6 +91,8 @@ class Room:
 
     def offer(self) -> None:
         """A connection became idle, or somebody waits for room: then an idle one has to go."""
+        if not self._waiting and not self.surplus:
+            return
         for entry in [each for each in self._waiting if not each[1]()]:
             # Served by a connection that came back: no good one is closed for nobody.
             self._waiting.remove(entry)
@@ -138,6 +151,8 @@ class Pool:
         self._room = room
         self._idle: deque[Connection] = deque()
         self._waiting: deque[asyncio.Future[Connection]] = deque()
+        self._wary: set[asyncio.Future[Connection]] = set()
+        """Those of `_waiting` who want a new one."""
         self._opener: asyncio.Task[None] | None = None
         self._connecting = False
         self._closing: set[asyncio.Task[None]] = set()
@@ -145,9 +160,15 @@ class Pool:
         self._observer = observer
         self._retired = False
         self._sweeper: asyncio.TimerHandle | None = None
+        self._expected: dict[Connection, float] = {}
+        """Connections that come back when their reset has ended, and by when they must."""
+        self._emptied: asyncio.Future[None] | None = None
+        self._looker: asyncio.TimerHandle | None = None
         self.healthy: bool | None = None
         """Whether the last attempt to connect succeeded; `None` before the first."""
         self.last_error: GatewayError | None = None
+        self._refused_until = 0.0
+        """Until when an answer of `_LASTING` stands."""
 
     @property
     def idle(self) -> int:
@@ -156,28 +177,41 @@ class Pool:
 
     def take_idle(self, now: float) -> Connection | None:
         """An idle connection that is still good, at once."""
+        idle = self._idle
+        if not idle:
+            return None
+        if idle[-1].expires > now and not idle[-1].is_closed():
+            return idle.pop()  # as `lend` has it, nearly always
         lent = lend(self._idle, now)
         for connection, reason in lent.closed:
             self._forget(connection, reason)
         return lent.connection
 
-    async def take(self, deadline: float) -> Connection:
+    async def take(self, deadline: float, *, new: bool = False) -> Connection:
         """An idle connection, or the next to be given back or opened before *deadline*.
 
         Args:
             deadline: A moment of the event loop's clock.
+            new: Only one that is opened from now on. Who has just lost one knows nothing of
+                the others: their server may be on its way out.
 
         Raises:
             DatabaseUnavailable: The database took no connection in time.
+            LoginRefused: It refuses the login, and no connection is open.
+            SecretInvalid: Nobody knows what to log in with, and no connection is open.
             QueueTimeout: None came free in time.
         """
         loop = asyncio.get_running_loop()
         entered = loop.time()
-        connection = self.take_idle(entered)
+        connection = None if new else self.take_idle(entered)
         if connection is not None:
             return connection
+        if entered < self._refused_until and not self.size:
+            raise self._why_none(0.0)
         waiter: asyncio.Future[Connection] = loop.create_future()
         self._waiting.append(waiter)
+        if new:
+            self._wary.add(waiter)
         if self._opener is None or self._opener.done():
             self._opener = loop.create_task(self._open_while_wanted())
         try:
@@ -189,13 +223,15 @@ class Pool:
         except BaseException:
             self._leave(waiter)
             raise
+        finally:
+            self._wary.discard(waiter)
 
     def _leave(self, waiter: asyncio.Future[Connection]) -> None:
         """The one who waited is gone; a connection that it was just given goes on."""
-        if waiter.done() and not waiter.cancelled():
-            self._keep(waiter.result())
-        else:
+        if not waiter.done() or waiter.cancelled():
             waiter.cancel()
+        elif waiter.exception() is None:
+            self._keep(waiter.result(), new=waiter in self._wary)
 
     def _why_none(self, waited: float) -> GatewayError:
         if self.last_error is not None:
@@ -222,9 +258,18 @@ class Pool:
                 connection = await self._open()
             except GatewayError as error:
                 self.last_error = error
+                if isinstance(error, _LASTING) and not self.size:
+                    self._refuse_all()
+                    return
                 await asyncio.sleep(backoff(self._failures, _chance.random()))
             else:
-                self._keep(connection)
+                self._keep(connection, new=True)
+
+    def _refuse_all(self) -> None:
+        """Nobody will get a connection: there is none, and none can be opened."""
+        self._refused_until = asyncio.get_running_loop().time() + _REFUSED_FOR
+        while self._wanted():
+            self._waiting.popleft().set_exception(self._why_none(0.0))
 
     async def _open(self) -> Connection:
         """A new connection; room has been taken for it, and is given up if it fails."""
@@ -250,11 +295,14 @@ class Pool:
         self._observer.happened(ConnectionOpened(self._target, clock() - began))
         return connection
 
-    def _keep(self, connection: Connection) -> None:
+    def _keep(self, connection: Connection, *, new: bool = False) -> None:
         """Give a clean connection to whoever waits for one, or lay it aside."""
         if self._wanted():
-            self._waiting.popleft().set_result(connection)
-            return
+            for waiter in self._waiting:
+                if not waiter.done() and (new or waiter not in self._wary):
+                    self._waiting.remove(waiter)
+                    waiter.set_result(connection)
+                    return
         if self._retired:
             self._forget(connection, Reason.CONFIG)
             return
@@ -322,8 +370,54 @@ class Pool:
             raise
         except Exception:  # noqa: BLE001  # whatever it is, the work is done and this one goes
             clean = False
+        self._take_back(connection, clean)
+
+    def expect(self, connection: Connection, then: Callable[[], None]) -> None:
+        """As `give_back`, for one whose reset is on its way: nobody waits, *then* is called."""
+        behind = connection.behind
+        if not behind.pending:
+            self._came(connection, then)
+            return
+        behind.then = partial(self._came, connection, then)
+        # One timer for all, which finds nothing as a rule: one for each would cost more.
+        self._expected[connection] = connection.clock() + _RESET_TIMEOUT
+        if self._looker is None:
+            self._looker = asyncio.get_running_loop().call_later(_RESET_TIMEOUT, self._look)
+
+    def _came(self, connection: Connection, then: Callable[[], None]) -> None:
+        self._expected.pop(connection, None)
+        if self._emptied is not None and not self._expected and not self._emptied.done():
+            self._emptied.set_result(None)
+        try:
+            self._take_back(connection, connection.left())
+        finally:
+            then()
+
+    def _look(self) -> None:
+        """Close the connections whose reset takes too long."""
+        self._looker = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection, until in list(self._expected.items()):
+            if until <= now:
+                connection.abort()
+        if self._expected:
+            following = min(self._expected.values())
+            self._looker = loop.call_at(max(following, now + 0.1), self._look)
+
+    def _take_back(self, connection: Connection, clean: bool) -> None:
+        """Keep a connection that was reset, or close it."""
         if clean:
             self._observer.connection_reset(self._target)
+            now = connection.clock()
+            if (
+                not connection.broken
+                and not self._retired
+                and connection.expires > now
+                and not self._room.surplus
+            ):
+                self._keep(connection)  # as `on_return` has it, nearly always
+                return
         reason = on_return(
             clean=clean,
             broken=connection.broken,
@@ -345,6 +439,14 @@ class Pool:
         if self._opener is not None:
             self._opener.cancel()
             await asyncio.wait([self._opener])
+        if self._expected:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._emptied], timeout=_CLOSE_TIMEOUT)
+            for connection in list(self._expected):
+                connection.abort()
+        if self._looker is not None:
+            self._looker.cancel()
+            self._looker = None
         while self._idle:
             connection = self._idle.pop()
             self.size -= 1

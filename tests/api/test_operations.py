@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+import pytest
 import yaml
 
+from gateway.api.auth import PATH as AUTH_PATH
 from gateway.api.docs import render_docs
 from gateway.api.native import codec
-from gateway.api.operations import read_document
-from gateway.core import errors
+from gateway.api.operations import PUBLIC_PATHS, read_document
+from gateway.app import App
+from gateway.core import errors, nodes
+from gateway.settings import AuthSettings, NodesSettings, Settings
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(read_document())
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
@@ -28,6 +32,29 @@ def _operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
     for path, methods in DOCUMENT["paths"].items():
         for method, operation in methods.items():
             yield path, method, operation
+
+
+@pytest.mark.anyio
+async def test_the_document_has_every_route_and_no_other() -> None:
+    app = App(
+        Settings(
+            auth=AuthSettings(master_key=b"k" * 32),
+            nodes=NodesSettings(peers=("http://127.0.0.1:1",)),
+        )
+    )
+    served = {("/nodes", "post"), (AUTH_PATH, "post")}
+    served |= {(path, "get") for path in PUBLIC_PATHS}
+    for dialect in (app._native, app._rds_data):
+        served |= {(path, method.lower()) for path, method in dialect.routes()}
+    await app.close()
+    assert served == {(path, method) for path, method, _ in _operations()}
+
+
+def test_what_nodes_say_is_as_the_document_has_it() -> None:
+    said = yaml.safe_load(nodes.write_told(nodes.Told("00" * 6, False, {"main": 3})))
+    schema = SCHEMAS["Told"]
+    assert said.keys() == schema["properties"].keys() == set(schema["required"])
+    assert re.fullmatch(schema["properties"]["boot"]["pattern"], said["boot"])
 
 
 def test_requests_have_the_members_that_the_codec_reads() -> None:

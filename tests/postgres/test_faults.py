@@ -341,11 +341,12 @@ def test_a_password_changed_on_the_way_spoils_no_connection_and_is_named(machine
         try:
             assert ask(gateway, "select 1")["rows"] == [[1]], "the open session was given up"
             database.sql(f"select pg_terminate_backend(pid, 5000) {OURS}")
-            answer = ask(gateway, "select 1", timeout=0.3)
+            answer = ask(gateway, "select 1")
         finally:
             database.sql(f"alter role app password '{PASSWORD}'")
-        assert (answer["code"], answer["outcome"]) == ("database_unavailable", "not_executed")
+        assert (answer["code"], answer["outcome"]) == ("login_refused", "not_executed")
         assert "login" in answer["detail"] and PASSWORD not in str(answer)
+        until(lambda: ask(gateway, "select 1").get("rows") == [[1]], "it never tries again")
         is_whole(gateway, database)
 
 
@@ -422,26 +423,37 @@ def test_the_bound_holds_while_backends_are_terminated_in_a_storm(database: Data
 def test_a_session_lost_while_it_is_reset_takes_nothing_back(
     database: Database, proxy: Proxy, table: None, how: str
 ) -> None:
-    lost = threading.Event()
+    lost: list[str] = []
+    # The reset travels right behind COMMIT. What it has to release makes it take a while, so
+    # that the answer to COMMIT comes by itself, now and then.
+    insert = (
+        "insert into t select $1::int"
+        " where (select count(pg_advisory_lock(i)) from generate_series(1, 1500) i) > 0"
+    )
 
     def lose(data: bytes) -> None:
-        if b"RESET SESSION AUTHORIZATION" in data and not lost.is_set():
-            lost.set()
-            if how == "cut":
-                raise ConnectionResetError
+        committed, reset = b"COMMIT\0" in data, b"RESET\0" in data
+        if committed == reset:
+            return
+        if how == "cut" and reset:
+            lost.append(how)
+            raise ConnectionResetError
+        if how == "terminated" and committed:
+            lost.append(how)
             database.sql(f"select pg_terminate_backend(pid, 5000) {OURS}")
 
     with running(
         over_tcp(settings_for(database, max_connections=2), proxy.port), database
     ) as gateway:
-        proxy.requests.watch = lose
-        for count in range(10):
-            lost.clear()
-            assert "code" not in ask(gateway, "insert into t values ($1)", [count])
-            assert lost.wait(10)
+        proxy.replies.watch = lose
+        count = 0
+        while len(lost) < 5 and count < 300:
+            assert "code" not in ask(gateway, insert, [count])
+            count += 1
+        assert lost
         proxy.heal()
         is_whole(gateway, database)
-    assert rows(database) == list(range(10))
+    assert rows(database) == list(range(count))
 
 
 @pytest.mark.slow
