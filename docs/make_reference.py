@@ -31,7 +31,7 @@ from gateway.core.model import Limits  # noqa: E402
 from gateway.core.policy import ClaimRef, Rule  # noqa: E402
 from gateway.core.pool_policy import Reason  # noqa: E402
 from gateway.core.transaction import Event, is_end  # noqa: E402
-from gateway.observe.metrics import DEFINITIONS, REFUSED  # noqa: E402
+from gateway.observe.metrics import DEFINITIONS, NODES, REFUSED, RELAYED  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 _MADE = "<!-- Made by docs/make_reference.py; change the code instead. -->\n\n"
@@ -217,6 +217,10 @@ def _reasons() -> Iterator[tuple[str, str, str]]:
         yield "pgsluice_queue_refusals_total", reason, meaning
     for reason, meaning in REFUSED.items():
         yield "pgsluice_caller_connections_refused_total", reason, meaning
+    for state, meaning in NODES.items():
+        yield "pgsluice_nodes", state, meaning
+    for result, meaning in RELAYED.items():
+        yield "pgsluice_relayed_total", result, meaning
 
 
 def _members(kind: type[Enum]) -> dict[str, tuple[str, str]]:
@@ -279,7 +283,7 @@ def endpoints_page() -> str:
 
 def _let_in(operation: dict[str, Any], document: dict[str, Any]) -> str:
     schemes = [name for each in operation.get("security", document["security"]) for name in each]
-    known = {"bearer": "a token", "sigv4": "a signature"}
+    known = {"bearer": "a token", "sigv4": "a signature", "node": "another node"}
     return " or ".join(known.get(name, name) for name in schemes) or "anybody"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -25,7 +26,10 @@ from .core.observation import (
     DrainBegan,
     Observer,
     Observers,
+    PasswordCanChange,
 )
+from .core.policy import free_logins
+from .core.proxies import Proxies
 from .core.transaction import Event
 from .engine.claims import Claiming
 from .engine.engine import Engine
@@ -85,7 +89,11 @@ class App:
                 targets=self.targets,
                 transactions=self.transactions,
                 rules=settings.policy,
-                ledger=Ledger(master=settings.auth.master_key, wall=time.time),
+                ledger=Ledger(
+                    master=settings.auth.master_key,
+                    previous=settings.auth.previous_master_key,
+                    wall=time.time,
+                ),
                 claims=Claiming(master=settings.auth.master_key, wall=time.time),
                 wall=time.time,
             ),
@@ -95,6 +103,7 @@ class App:
             observer=self.observer,
             observe=self._observe,
             cors=Cors(settings.cors),
+            proxies=Proxies(settings.server.proxies),
             require_signed_key=settings.sigv4.require_signed_key,
         )
         self.server.traces = Traces(settings.observe) if settings.observe.traces else None
@@ -161,6 +170,10 @@ class App:
 
     async def _announce(self) -> None:
         ledger = self.server.engine.ledger
+        names = {name: target.names() for name, target in self.targets.by_name.items()}
+        for name, alias in free_logins(self.settings.policy, names):
+            if self.settings.targets[name].logins[alias].has_password:
+                self.observer.happened(PasswordCanChange(name, alias))
         await asyncio.gather(*(ledger.announce(each) for each in self.targets.all()))
 
     async def drain(self, grace: float) -> None:
@@ -189,11 +202,13 @@ class App:
         while any(each.call.committing for each in server.running.values()):
             server.quiet.clear()
             await server.quiet.wait()
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
                 await self._quiet()
-        except TimeoutError:
-            return
+        if self.nodes is not None:
+            # While this node still answers: the others take one that is silent for gone.
+            await self.targets.close()
+            await self.nodes.leave()
 
     async def _quiet(self) -> None:
         """Wait until no transaction is open and no request is being served."""
@@ -262,6 +277,8 @@ class App:
         self.server.require_signed_key = settings.sigv4.require_signed_key
         seen = self._auth.exchange.seen  # a signature stays used
         self._auth = AuthRoutes(self.server, self._iam_exchange(settings, seen))
+        auth = settings.auth
+        self.server.engine.ledger.rotate(auth.master_key, auth.previous_master_key)
         self.server.engine.rules = settings.policy
         self.log.set_level(settings.log_level)
         self.log.slow = settings.observe.slow_statement
@@ -286,7 +303,7 @@ class App:
 
     def _observe(self, exchange: Exchange) -> None:
         identified, call, reply = exchange.identified, exchange.call, exchange.reply
-        now = asyncio.get_running_loop().time()
+        now = exchange.clock()
         self.observer.request_finished(
             exchange.operation, exchange.status, exchange.code, now - call.received, exchange.sent
         )
@@ -302,8 +319,9 @@ class App:
             call.received,
             now,
             reply is not None and reply.result is None,
-            exchange.wire.source if self.audit is not None else "",
+            exchange.source if self.audit is not None else "",
             exchange.sqlstate,
+            exchange.reason,
         )
         self.log.request(ended)
         if self.audit is not None:
@@ -348,6 +366,7 @@ class App:
             refused=refused,
             bodies=bodies,
             unread=unread,
+            **self._house(),
             targets={
                 each.name: TargetState(
                     limit=each.limit,
@@ -356,10 +375,17 @@ class App:
                     waiting=each.admission.waiting,
                     transactions_open=held.count(each),
                     transactions_waiting=each.begins.waiting,
+                    budget=each.budget,
                 )
                 for each in self.targets.all()
             },
         )
+
+    def _house(self) -> dict[str, Mapping[str, int]]:
+        relay = self.server.relay
+        if self.nodes is None or not isinstance(relay, Relay):
+            return {}
+        return {"nodes": self.nodes.counts(), "relayed": relay.results}
 
 
 _TRACED = ("traces", "traces_endpoint", "traces_sampled", "service_name")
@@ -367,8 +393,8 @@ _TRACED = ("traces", "traces_endpoint", "traces_sampled", "service_name")
 _LAST_WORDS = 1.0
 """Seconds for what was stopped to be cleaned, and to be answered."""
 _FIXED = (
-    "host", "port", "admin_host", "admin_port", "behind_proxy", "request_bytes", "inflight_bytes",
-    "keep_alive", "max_callers",
+    "host", "port", "admin_host", "admin_port", "behind_proxy", "proxies", "request_bytes",
+    "inflight_bytes", "keep_alive", "max_callers",
 )  # fmt: skip
 """Settings of the server that take a restart: what listens was made of them."""
 

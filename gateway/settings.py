@@ -38,6 +38,7 @@ from .core.bearer import ASYMMETRIC, MIN_SECRET, SYMMETRIC, public_key
 from .core.iam import is_whole, without_path
 from .core.keys import MASTER_KEY_BYTES, StaticKey
 from .core.policy import ClaimRef, Rule
+from .core.proxies import Proxies
 from .core.sigv4 import MAX_HOST_ALIASES
 
 
@@ -111,6 +112,13 @@ class LoginSettings:
     secrets: tuple[str, ...] = ()
     """Secret names or ARNs that choose this login; a trailing `*` matches any rest."""
 
+    @property
+    def has_password(self) -> bool:
+        """Whether it logs in with one that SQL of its own could change."""
+        given = (self.password, self.password_file, self.password_env)
+        kept = self.credential == "secretsmanager"
+        return self.client_cert is None and (kept or any(each is not None for each in given))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSettings:
@@ -162,6 +170,7 @@ class ServerSettings:
     """Where and how the gateway listens."""
 
     host: str = "127.0.0.1"
+    """An address, or the path of a Unix socket, which needs no `port`."""
     port: int = 8080
     """0 takes any free port."""
     admin_host: str = "127.0.0.1"
@@ -170,7 +179,11 @@ class ServerSettings:
     hosts: tuple[str, ...] = ()
     """Host header values a signature may be made for; empty accepts any."""
     behind_proxy: bool = False
-    """A proxy in front ends TLS; needed to listen off loopback without certificate."""
+    """A proxy in front ends TLS; with `proxies` it lets the gateway listen off loopback without
+    certificate."""
+    proxies: tuple[str, ...] = ()
+    """Addresses and networks (`10.0.0.0/8`) of the proxies in front. Plain HTTP off loopback is
+    taken from them alone, and what they say in `X-Forwarded-For` counts as a caller's address."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     request_bytes: int = 4 * 1024 * 1024
@@ -498,7 +511,9 @@ def read_host(text: str, default_port: str = "5432") -> tuple[str, int]:
 
 def is_exposed(server: ServerSettings) -> bool:
     """Whether *server* would offer plain HTTP to other machines without anybody having said so."""
-    return not (is_loopback(server.host) or server.tls_cert or server.behind_proxy)
+    return not (
+        is_loopback(server.host) or server.tls_cert or (server.behind_proxy and server.proxies)
+    )
 
 
 def is_loopback(host: str) -> bool:
@@ -781,8 +796,15 @@ def _server(found: _Found) -> ServerSettings:
         found.problem(
             ("server", "host"),
             "listens off loopback without TLS; give tls_cert and tls_key, "
-            "or behind_proxy = true if a proxy in front ends TLS",
+            "or, if a proxy in front ends TLS, behind_proxy = true and its address in proxies",
         )
+    for place, each in enumerate(settings.proxies):
+        try:
+            Proxies([each])
+        except ValueError:
+            found.problem(
+                ("server", "proxies", str(place)), "must be an address or a network, as 10.0.0.0/8"
+            )
     return settings
 
 

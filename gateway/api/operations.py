@@ -10,10 +10,11 @@ from typing import Any
 import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from ..engine.targets import Target, Targets
+from .wire import NO_TIMING
 
 _DOCS = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>pgsluice API</title>
@@ -75,7 +76,7 @@ def public(
     document = _read_document()
 
     async def livez(request: Request) -> Response:
-        return Response(b'{"status":"alive"}', media_type="application/json")
+        return _said(b'{"status":"alive"}', "application/json")
 
     async def readyz(request: Request) -> Response:
         state = {
@@ -85,15 +86,13 @@ def public(
                 for name, each in targets.by_name.items()
             },
         }
-        return Response(
-            orjson.dumps(state), 503 if draining() else 200, media_type="application/json"
-        )
+        return _said(orjson.dumps(state), "application/json", 503 if draining() else 200)
 
     async def openapi(request: Request) -> Response:
-        return Response(document, media_type="application/yaml")
+        return _said(document, "application/yaml")
 
     async def page(request: Request) -> Response:
-        return HTMLResponse(_DOCS.replace("__BODY__", docs()))
+        return _said(_DOCS.replace("__BODY__", docs()).encode(), "text/html; charset=utf-8")
 
     return Starlette(
         routes=[
@@ -103,6 +102,10 @@ def public(
             Route("/docs", page),
         ]
     )
+
+
+def _said(body: bytes, media_type: str, status: int = 200) -> Response:
+    return Response(body, status, {"server-timing": NO_TIMING.decode()}, media_type)
 
 
 def admin(render: Callable[[], bytes], targets: Targets) -> Starlette:

@@ -584,6 +584,29 @@ class DatabaseUnavailable(GatewayError):
         super().__init__(message, hint=hint, retry_after=retry_after)
 
 
+class LoginRefused(DatabaseUnavailable):
+    """PostgreSQL refuses the login of the target, and there is no other credential to try.
+
+    `reason` is for the log; waiting would not help.
+    """
+
+    code = "login_refused"
+
+    def __init__(
+        self,
+        message: str = "the database refused the gateway's login",
+        *,
+        hint: str | None = "check user, credential and pg_hba.conf for the login of this target",
+        sqlstate: str = "28000",
+        reason: str = "",
+        retry_after: float = 5.0,
+    ) -> None:
+        super().__init__(message, hint=hint, retry_after=retry_after)
+        self.sqlstate = sqlstate
+        self.severity = "FATAL"
+        self.reason = reason
+
+
 class Draining(GatewayError):
     """This node is shutting down and takes no new work."""
 

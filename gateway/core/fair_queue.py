@@ -205,8 +205,9 @@ class FairQueue:
             QueueTimeout: The deadline has passed, or a long queue is moving so slowly
                 that it will have passed long before this ticket's turn.
         """
-        ticket = self.try_enter(tenant, now=now, deadline=deadline)
-        if ticket is not None:
+        if not self.waiting and self.in_use < self.places:
+            ticket = self.try_enter(tenant, now=now, deadline=deadline)
+            assert ticket is not None
             return ticket
         owner = self._tenant(tenant)
         try:
@@ -240,7 +241,8 @@ class FairQueue:
         A ticket gives its place back once; again changes nothing.
         """
         if ticket.state is _GRANTED:
-            self._samples = min(self._samples + 1, _SAMPLES_WINDOW)
+            if self._samples < _SAMPLES_WINDOW:
+                self._samples += 1
             self._service += (now - ticket.since - self._service) / self._samples
         return self.leave(ticket, now=now)
 
@@ -257,7 +259,8 @@ class FairQueue:
         tenant = ticket._tenant
         tenant.in_use -= 1
         self.in_use -= 1
-        self._forget_if_idle(tenant)
+        if len(self._tenants) > _IDLE_TENANTS:
+            self._forget_if_idle(tenant)
         return self._hand_out(now) if self.waiting else []
 
     def expire(self, now: float) -> list[Ticket]:
@@ -377,7 +380,8 @@ class FairQueue:
             del self._rings[line.rank][tenant]
             if state is not _GRANTED:
                 self._forget_if_idle(tenant)
-        line.compact()
+        if not line.live or len(line.tickets) > 2 * line.live + 16:
+            line.compact()
         if len(self._deadlines) > 2 * self.waiting + 64:
             self._deadlines = [
                 entry for entry in self._deadlines if entry[2].state in (_WAITING, _EXPIRED)

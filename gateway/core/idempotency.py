@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hmac
 from collections import OrderedDict
+from collections.abc import Hashable
 from enum import Enum
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -35,6 +36,10 @@ class Key(NamedTuple):
     id: bytes
     request: bytes
     """SHA-256 of what was asked: the same key with another request is a mistake."""
+    whose: tuple[str, bytes]
+    """The principal and its key as they came: what a process remembers is filed under it."""
+    older: bytes | None = None
+    """The token under the master key before, while that still counts."""
 
     @property
     def enter(self) -> str:
@@ -43,7 +48,11 @@ class Key(NamedTuple):
         Its text can be seen by sessions of the same login: it holds the id alone, which
         is good for nothing but asking.
         """
-        return f"SELECT FROM gw.enter('\\x{self.id.hex()}')"
+        enter = f"SELECT FROM gw.enter('\\x{self.id.hex()}')"
+        if self.older is None:
+            return enter
+        # Always in this order, so that no two wait for each other.
+        return f"SELECT FROM gw.enter('\\x{sha256(self.older).hexdigest()}') UNION ALL {enter}"
 
 
 class Keyed(NamedTuple):
@@ -59,12 +68,20 @@ class Keyed(NamedTuple):
     explicit: bool = True
     """Whether the caller asked for it, rather than the SDK on its own."""
 
-    def derive(self, secret: bytes) -> Key:
-        """The key under the gateway's own *secret*."""
+    def derive(self, secret: bytes, older: bytes | None = None) -> Key:
+        """The key under the gateway's own *secret*, and the *older* one if that still counts."""
         token = token_of(secret, self.subject, self.text)
-        request = sha256(b"%d:%b" % (len(self.operation), self.operation))
-        request.update(self.body)
-        return Key(token, sha256(token).digest(), request.digest())
+        return Key(
+            token,
+            sha256(token).digest(),
+            self.asked(self.body).digest(),
+            (self.subject, self.text),
+            None if older is None else token_of(older, self.subject, self.text),
+        )
+
+    def asked(self, body: bytes = b"") -> Any:
+        """The hash of what is asked for, to be updated with the rest of its body."""
+        return sha256(b"%d:%b%b" % (len(self.operation), self.operation, body))
 
 
 class Entry(NamedTuple):
@@ -126,14 +143,14 @@ class Memory:
         self._most = entries
         self._most_bytes = size
         self._lifetime = lifetime
-        self._entries: OrderedDict[bytes, tuple[Entry, float, int]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, tuple[Entry, float, int]] = OrderedDict()
         self.size = 0
         """Bytes of all answers kept."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, id: bytes, now: float) -> Entry | None:
+    def get(self, id: Hashable, now: float) -> Entry | None:
         """The entry of *id*; *now* is of any clock that only goes forward."""
         found = self._entries.get(id)
         if found is None:
@@ -145,7 +162,7 @@ class Memory:
         self._entries.move_to_end(id)
         return entry
 
-    def put(self, id: bytes, entry: Entry, now: float, size: int = 0) -> None:
+    def put(self, id: Hashable, entry: Entry, now: float, size: int = 0) -> None:
         """Keep *entry*, of *size* bytes, as the one of *id*."""
         self.drop(id)
         self._entries[id] = (entry, now + self._lifetime, size)
@@ -154,7 +171,7 @@ class Memory:
             oldest, _ = next(iter(self._entries.items()))
             self.drop(oldest)
 
-    def drop(self, id: bytes) -> None:
+    def drop(self, id: Hashable) -> None:
         """Forget the entry of *id*, if there is one."""
         found = self._entries.pop(id, None)
         if found is not None:

@@ -48,6 +48,8 @@ class Statement(NamedTuple):
     strict: bool = False
     """Values keep the types they are given with, each occurrence of a name is bound by
     itself, and nothing is inferred: as AWS binds named parameters."""
+    verbatim: bool = False
+    """Strings for bytea are in PostgreSQL's own syntax, not base64."""
 
 
 class Kind(Enum):
@@ -244,6 +246,8 @@ class ExecuteMany(NamedTuple):
     counts: bool = True
     """Whether the caller wants the row count of each set; without, they are pipelined."""
     strict: bool = False
+    """As in `Statement`."""
+    verbatim: bool = False
     """As in `Statement`."""
 
 

@@ -77,6 +77,16 @@ class IdempotencyFound:
 
 
 @dataclass(frozen=True, slots=True)
+class PasswordCanChange:
+    """Callers may run any statement with a login that has a password: also the one that changes
+    it, and locks the gateway out."""
+
+    target: str
+    login: str
+    """Its name in the settings."""
+
+
+@dataclass(frozen=True, slots=True)
 class Repeated:
     """Something that surely was not executed was tried again."""
 
@@ -138,6 +148,7 @@ Observation = (
     | TransactionEnded
     | StatementCancelled
     | IdempotencyFound
+    | PasswordCanChange
     | Repeated
     | Resolved
     | DrainBegan
@@ -182,6 +193,9 @@ class Observer:
         """
 
 
+_OFTEN = ("turn_taken", "connection_reset", "statement_finished", "request_finished")
+
+
 class Observers(Observer):
     """Tells each of several listeners what it listens to, and nothing else."""
 
@@ -192,6 +206,11 @@ class Observers(Observer):
         self._connection_reset = _who(listeners, "connection_reset")
         self._statement_finished = _who(listeners, "statement_finished")
         self._request_finished = _who(listeners, "request_finished")
+        for method in _OFTEN:
+            # With one who listens there is nobody in between: a call less for each.
+            told = _who(listeners, method)
+            if len(told) == 1:
+                setattr(self, method, told[0])
 
     def happened(self, observation: Observation) -> None:
         """See `Observer`."""

@@ -54,6 +54,13 @@ class Shift(NamedTuple):
     caller_end: int
 
 
+class Place(NamedTuple):
+    """One occurrence of a placeholder, which is cast by itself and so has its own number."""
+
+    start: int
+    """Characters before it in the caller's text."""
+
+
 class Rewritten(NamedTuple):
     """SQL as PostgreSQL reads it, and the way back to what the caller wrote."""
 
@@ -62,17 +69,24 @@ class Rewritten(NamedTuple):
     """The name whose value is `$1`, then `$2` …; names the text does not use are not in it."""
     shifts: tuple[Shift, ...] = ()
     """In the order of the text; empty if nothing was replaced."""
+    repeated: tuple[int, ...] = ()
+    """Of a text with `$n`: whose values follow behind the caller's own."""
 
 
 def rewrite(
     sql: str,
     names: Collection[str],
-    casts: Mapping[str, str] | None = None,
+    casts: Mapping[str | Place, str] | None = None,
     toks: Sequence[Token] | None = None,
     *,
     strict: bool = False,
 ) -> Rewritten:
     """Replace each `:name` in code by its `$n`, or by `($n::type)` for a name in *casts*.
+
+    A `Place` in *casts* gets a number of its own:
+
+    >>> rewrite("select :n is null or id = :n", {"n"}, {Place(7): "text"}).sql
+    'select ($1::text) is null or id = $2'
 
     *names* are those a value was supplied for; with none, the text is left as it is. If
     *strict*, every occurrence has a number of its own, and slices are not understood.
@@ -81,7 +95,7 @@ def rewrite(
     if not names or (":" not in sql and "$" not in sql):
         return Rewritten(sql)
     supplied = frozenset(names)
-    written = {name: _cast("", kind)[1:] for name, kind in casts.items()} if casts else {}
+    written = {key: _cast("", kind)[1:] for key, kind in casts.items()} if casts else {}
     numbers: dict[str, int] = {}
     order: list[str] = []
     replaced: list[tuple[int, int, str]] = []
@@ -103,10 +117,15 @@ def rewrite(
                 if inside != "[" and not (inside == "{" and _is_operand(sql, before)):
                     raise InvalidParameter(f"Cannot find parameter: {name}", field="parameters")
             elif not (inside and name.isdigit() and _is_operand(sql, before)):
-                number = len(order) + 1 if strict else numbers.setdefault(name, len(order) + 1)
+                cast = written.get(Place(start)) if written else None
+                if strict or cast is not None:
+                    number = len(order) + 1
+                else:
+                    number = numbers.setdefault(name, len(order) + 1)
                 if number > len(order):
                     order.append(name)
-                text = f"(${number}{written[name]}" if name in written else f"${number}"
+                cast = cast or written.get(name)
+                text = f"(${number}{cast}" if cast is not None else f"${number}"
                 # "limit:n" must not become the identifier "limit$1".
                 if before is not None and before.end == start and _glues(sql[start - 1]):
                     text = " " + text
@@ -124,22 +143,39 @@ def rewrite(
 
 
 def cast_positional(
-    sql: str, casts: Mapping[int, str], toks: Sequence[Token] | None = None
+    sql: str,
+    casts: Mapping[int | Place, str],
+    toks: Sequence[Token] | None = None,
+    *,
+    count: int = 0,
 ) -> Rewritten:
     """Write `($n::type)` for each `$n` in code whose number is in *casts*.
 
+    A `Place` in *casts* gets a number behind the *count* that the caller gave values for.
+
     >>> cast_positional("select $1, '$1', $2", {1: "int8"}).sql
     "select ($1::int8), '$1', $2"
+    >>> cast_positional("select $1 is null or id = $1", {Place(7): "text"}, count=1)[::3]
+    ('select ($2::text) is null or id = $1', (1,))
     """
     if not casts or "$" not in sql:
         return Rewritten(sql)
     replaced = []
+    repeated: list[int] = []
     for kind, start, end in tokens(sql) if toks is None else toks:
         if kind is _PARAM and end - start - 1 <= _MOST_DIGITS:
-            cast = casts.get(int(sql[start + 1 : end]))
+            number = int(sql[start + 1 : end])
+            cast, text = casts.get(Place(start)), sql[start:end]
             if cast is not None:
-                replaced.append((start, end, _cast(sql[start:end], cast)))
-    return _replace(sql, (), replaced) if replaced else Rewritten(sql)
+                repeated.append(number)
+                text = f"${count + len(repeated)}"
+            else:
+                cast = casts.get(number)
+            if cast is not None:
+                replaced.append((start, end, _cast(text, cast)))
+    if not replaced:
+        return Rewritten(sql)
+    return _replace(sql, (), replaced)._replace(repeated=tuple(repeated))
 
 
 def caller_position(rewritten: Rewritten, position: int) -> int:

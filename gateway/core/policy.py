@@ -515,10 +515,18 @@ def sealed_logins(
     rules: Sequence[Rule], targets: Mapping[str, TargetNames], mode: str = "sealed"
 ) -> list[tuple[str, str]]:
     """Each target and login for which some rule sends claims, in *mode*."""
+    return _logins_of([rule for rule in rules if rule.claims_mode == mode], targets)
+
+
+def free_logins(rules: Sequence[Rule], targets: Mapping[str, TargetNames]) -> list[tuple[str, str]]:
+    """Each target and login with which some rule lets callers run whatever the login may."""
+    free = [rule for rule in rules if rule.statements == "any" and rule.read_only is not True]
+    return _logins_of(free, targets)
+
+
+def _logins_of(rules: Sequence[Rule], targets: Mapping[str, TargetNames]) -> list[tuple[str, str]]:
     found: dict[tuple[str, str], None] = {}
     for rule in rules:
-        if rule.claims_mode != mode:
-            continue
         wanted: tuple[str, ...] | None = None
         if isinstance(rule.login, str):
             wanted = (rule.login,)

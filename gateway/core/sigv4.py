@@ -50,6 +50,9 @@ class RawRequest(NamedTuple):
     headers: Sequence[tuple[bytes, bytes]]
     """In the order received, duplicates kept, names in lower case."""
     body: bytes
+    unread: bool = False
+    """The body is still to come. A signature then stands for the body of the hash that
+    `X-Amz-Content-SHA256` names, and whoever reads it has to compare."""
 
 
 class SignedHeaders(NamedTuple):
@@ -446,8 +449,16 @@ def texts_to_sign(examined: Examined, *, host_aliases: Sequence[str] = ()) -> li
             "The path must be sent in its normal form, without empty, '.' or '..' parts.",
             reason="path",
         )
-    payload_hash = sha256(request.body).hexdigest()
     claimed = headers.get(b"x-amz-content-sha256")
+    if request.unread:
+        if claimed is None or not _HEX.fullmatch(_tidy(claimed)):
+            raise InvalidSignature(
+                "x-amz-content-sha256 must be the SHA-256 of the body in lower-case hex.",
+                reason="payload hash",
+            )
+        payload_hash = _tidy(claimed).decode()
+    else:
+        payload_hash = sha256(request.body).hexdigest()
     if claimed is not None and _tidy(claimed) != payload_hash.encode():
         raise InvalidSignature(
             "The provided x-amz-content-sha256 header does not match what was computed."

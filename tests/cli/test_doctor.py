@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from gateway.cli.main import main
 from gateway.core import gw_schema
 from gateway.core.claims import key_script, seal_key
+from gateway.postgres import connect, rights
 from tests.fix_claims import LOGIN, SCHEMA, clear_login
 from tests.fix_postgres import Database
 
@@ -233,3 +235,34 @@ def test_what_cannot_be_examined_is_said(tmp_path: Path, place: Database) -> Non
     wrong = run(file)
     assert wrong.exit_code == 2
     assert "nonsense" in wrong.output
+
+
+def test_settings_that_the_server_refuses_are_named(
+    place: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(connect._SESSION, "tcp_user_timeout", "-5")
+    finding = found(config(place, tmp_path))["weakened"]
+    assert finding["severity"] == "warning" and "tcp_user_timeout" in finding["message"]
+
+
+def test_a_server_that_is_too_old_is_named(
+    place: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = [look._replace(sql=look.sql.replace("150000", "990000")) for look in rights.SERVER]
+    monkeypatch.setattr(rights, "SERVER", tuple(newer))
+    finding = found(config(place, tmp_path))["old_server"]
+    assert finding["severity"] == "error" and "is older than" in finding["message"]
+
+
+def test_every_finding_that_there_is_was_planted_here() -> None:
+    codes = {
+        look.code
+        for looks in (rights.SHARED, rights.LOGIN, rights.SERVER, rights.CLAIMS)
+        for look in looks
+    }
+    source = Path(doctors.__file__).read_text(encoding="utf-8")
+    codes |= set(re.findall(r'_add\(\s*"(\w+)"', source))
+    codes |= {f"no_{name}" for name in gw_schema.PARTS} | {"old_ledger"}
+    assert len(codes) > 35
+    mine = Path(__file__).read_text(encoding="utf-8")
+    assert [code for code in sorted(codes) if f'"{code}"' not in mine] == []

@@ -86,7 +86,9 @@ def test_a_large_result_is_the_tenants_own(shared_login: Database, form: str) ->
                 content={"text/csv": "tenant,note\n", "application/x-ndjson": ""}[form],
                 headers={"content-type": form},
             )
-            assert upload.json()["sqlstate"] == "0A000"
+            problem = upload.json()
+            assert problem["sqlstate"] == "0A000"
+            assert "row-level security" in problem["detail"] and "POST /batch" in problem["hint"]
 
 
 def test_an_upload_has_claims_for_what_the_table_fills_in_itself(shared_login: Database) -> None:

@@ -187,6 +187,8 @@ DDL = (
 )
 CONTROL = ("savepoint a", "rollback to a", "release a", "set transaction read only")
 
+UNBEGUN = {"database_unavailable", "queue_timeout"}
+"""The deadline came before there was a connection."""
 GONE = {"57P01", "08003", "08006", "database_unavailable", "transaction_gone"}
 """The session ended under the statement, as one side or the other puts it."""
 STALE = {"0A000", "26000", "42804", "42883", "XX000"}
@@ -354,7 +356,9 @@ class Fresh(RuleBasedStateMachine):
     @rule(who=WHO, sql=LEFT)
     def until_its_deadline(self, who: int, sql: str) -> None:
         asked = self._stopped(sql, "perform pg_sleep(60);")
-        answer = self.world.callers[who].run(asked, timeout=0.05)
+        answer = self.world.callers[who].run(asked, timeout=0.1)
+        while answer.error in UNBEGUN:
+            answer = self.world.callers[who].run(asked, timeout=0.1)
         # What is not rolled back with the rest was done in both.
         same = self._stopped(sql, "raise exception using errcode = '57014';")
         self._same(asked, answer, self._alone(same))
@@ -401,6 +405,8 @@ class Fresh(RuleBasedStateMachine):
         self._same((sql, given, "in a transaction"), answer, model)
         if answer.error in GONE:
             self.transaction = None
+            # A statement may raise such a code itself: then the transaction is still there.
+            assert caller.end(id, "rollback")[0] in (200, 410)
         elif answer.error == "invalid_parameter":
             # Here the gateway is kinder: the transaction has not failed.
             self._end("rollback")

@@ -41,7 +41,7 @@ from tests.fix_gateway import Gateway, running, settings_for, until
 from tests.fix_postgres import Database
 from tests.fix_tools import debian
 
-QUIET = TargetState(8, 0, 0, 0, 0, 0)
+QUIET = TargetState(8, 0, 0, 0, 0, 0, 8)
 
 
 def metrics(**targets: TargetState) -> Metrics:
@@ -272,5 +272,5 @@ def test_a_running_gateway_counts_what_callers_do(database: Database) -> None:
     assert answered == 4
     for name, labels in page:
         assert {label for label, _ in labels} <= {
-            "code", "le", "operation", "outcome", "reason", "status", "target",
+            "code", "le", "operation", "outcome", "reason", "result", "state", "status", "target",
         }, name  # fmt: skip

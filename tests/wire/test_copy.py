@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import select
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import httpx2
 import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
+from gateway.cli.token import token_for
 from gateway.core.policy import Rule
-from tests.fix_gateway import running, settings_for, until
-from tests.fix_postgres import GATEWAYS, Database
+from tests.fix_gateway import MASTER, Gateway, running, settings_for, until
+from tests.fix_ledger import install_ledger
+from tests.fix_postgres import APP_USER, GATEWAYS, Database
 
 pytestmark = pytest.mark.wire
 CSV = "text/csv"
@@ -40,6 +47,29 @@ def _rows(gateway: Any, sql: str) -> Any:
     answer = gateway.execute(sql)
     assert "code" not in answer, answer
     return answer["rows"]
+
+
+@pytest.fixture(scope="module")
+def copies(postgres: Any) -> Database:
+    postgres.sql("create database copies strategy wal_log")
+    return Database(postgres, "copies")
+
+
+@pytest.fixture(scope="module")
+def gateway(copies: Database) -> Iterator[Gateway]:
+    """One for all: starting one costs more than most of these tests."""
+    with running(settings_for(copies), copies) as it:
+        yield it
+
+
+@pytest.fixture(autouse=True)
+def database(copies: Database) -> Iterator[Database]:
+    """Empty before and after each test."""
+    yield copies
+    copies.sql(
+        "set client_min_messages = warning; drop schema if exists gw, public cascade;"
+        f" create schema public; grant all on schema public to {APP_USER}"
+    )
 
 
 @pytest.fixture
@@ -235,6 +265,307 @@ class TestNames:
         assert answer.json()["sqlstate"] == "42703"
 
 
+def _signed(
+    gateway: Any, signed: bytes, *, hashed: str | None = None, path: str = "/copy/item", **more: str
+) -> dict[str, str]:
+    """Headers that sign an upload of *signed*, whatever is sent then."""
+    digest = sha256(signed).hexdigest() if hashed is None else hashed
+    headers = {"content-type": CSV, **more}
+    if digest:
+        headers["x-amz-content-sha256"] = digest
+    request = AWSRequest("POST", gateway.url + path, data=signed, headers=headers)
+    credentials = Credentials(gateway.access_key, gateway.secret_key)
+    SigV4Auth(credentials, "rds-data", "us-east-1").add_auth(request)
+    return dict(request.headers.items())
+
+
+class TestSigned:
+    ROWS = b"id,name\n1,a\n2,b\n"
+
+    def _send(self, gateway: Any, body: Any, headers: dict[str, str]) -> httpx2.Response:
+        answer: httpx2.Response = httpx2.post(
+            gateway.url + "/copy/item", content=body, headers=headers, timeout=60
+        )
+        return answer
+
+    def test_whoever_names_the_hash_beforehand_may_sign(self, gateway: Any, table: str) -> None:
+        answer = self._send(gateway, self.ROWS, _signed(gateway, self.ROWS))
+        assert (answer.status_code, answer.json()) == (200, {"row_count": 2})
+
+        def pieces() -> Iterator[bytes]:
+            yield b"id\n"
+            yield from (b"%d\n" % i for i in range(10, 5_000))
+
+        headers = _signed(gateway, b"".join(pieces()))
+        assert self._send(gateway, pieces(), headers).json() == {"row_count": 4_990}
+        assert _rows(gateway, "select count(*) from item") == [[4_992]]
+
+    @pytest.mark.parametrize(
+        "sent",
+        [ROWS + b"3,c\n", ROWS[:-4], ROWS.replace(b"b", b"x"), b"", b"id\n" + b"9\n" * 0],
+        ids=["more", "less", "other", "nothing", "a header"],
+    )
+    def test_another_body_than_was_signed_puts_nothing_in(
+        self, gateway: Any, table: str, sent: bytes
+    ) -> None:
+        answer = self._send(gateway, sent, _signed(gateway, self.ROWS))
+        if sent:
+            assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+        else:  # nor is there a header
+            assert answer.status_code in (400, 401)
+        assert _rows(gateway, "select count(*) from item") == [[0]]
+
+    def test_lines_of_json_are_held_to_it_too(self, gateway: Any, table: str) -> None:
+        one, two = b'{"id":1}\n', b'{"id":1}\n{"id":2}\n'
+        headers = _signed(gateway, one, **{"content-type": NDJSON})
+        for sent in (two, b"\n"):
+            assert self._send(gateway, sent, headers).status_code == 401
+        assert _rows(gateway, "select count(*) from item") == [[0]]
+        assert self._send(gateway, one, headers).json() == {"row_count": 1}
+
+    @pytest.mark.parametrize(
+        "hashed", ["", "UNSIGNED-PAYLOAD", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD", "0" * 63]
+    )
+    def test_a_signature_that_leaves_the_body_open_is_refused(
+        self, gateway: Any, table: str, hashed: str
+    ) -> None:
+        answer = self._send(gateway, self.ROWS, _signed(gateway, self.ROWS, hashed=hashed))
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+        assert _rows(gateway, "select count(*) from item") == [[0]]
+
+    def test_in_a_transaction_another_body_fails_it(self, gateway: Any, table: str) -> None:
+        with gateway.http() as client:
+            within = client.post("/transactions", json={}).json()["transaction"]
+            path = f"/copy/item?transaction={within}"
+            for sent, status in ((self.ROWS, 200), (self.ROWS + b"3,c\n", 401)):
+                # The transaction is the token's own, and so must be the signature.
+                headers = _signed(gateway, self.ROWS, path=path)
+                answer = httpx2.post(gateway.url + path, content=sent, headers=headers)
+                assert answer.status_code == status, answer.text
+            commit = client.post(f"/transactions/{within}/commit")
+            assert (commit.status_code, commit.json()["sqlstate"]) == (409, "25P02")
+        assert _rows(gateway, "select count(*) from item") == [[0]]
+
+
+class TestWithinATransaction:
+    @pytest.fixture
+    def client(self, gateway: Any, table: str) -> Iterator[httpx2.Client]:
+        with gateway.http() as it:
+            yield it
+
+    def _begin(self, client: httpx2.Client) -> str:
+        return str(client.post("/transactions", json={}).json()["transaction"])
+
+    def _within(self, client: httpx2.Client, id: str, sql: str) -> Any:
+        return client.post("/execute", json={"sql": sql, "transaction": id}).json()
+
+    def _put(
+        self, client: httpx2.Client, id: str, body: Any, kind: str = CSV, **more: str
+    ) -> httpx2.Response:
+        answer: httpx2.Response = client.post(
+            "/copy/item",
+            content=body,
+            params={"transaction": id},
+            headers={"content-type": kind, **more},
+        )
+        return answer
+
+    @pytest.mark.parametrize("end", ["commit", "rollback"])
+    def test_rows_are_there_when_it_commits(
+        self, gateway: Any, client: httpx2.Client, end: str
+    ) -> None:
+        id = self._begin(client)
+        answer = self._put(client, id, b"id\n1\n2\n")
+        assert answer.json()["row_count"] == 2
+        assert answer.json()["transaction"]["id"] == id
+        assert self._put(client, id, b'{"id":3}', NDJSON).json()["row_count"] == 1
+        assert self._within(client, id, "select count(*) from item")["rows"] == [[3]]
+        assert _rows(gateway, "select count(*) from item") == [[0]]
+        assert client.post(f"/transactions/{id}/{end}").status_code == 200
+        assert _rows(gateway, "select count(*) from item") == [[3 if end == "commit" else 0]]
+
+    def test_a_bad_row_fails_it_and_a_savepoint_saves_it(
+        self, gateway: Any, client: httpx2.Client
+    ) -> None:
+        id = self._begin(client)
+        self._put(client, id, b"id\n1\n")
+        self._within(client, id, "savepoint before")
+        problem = self._put(client, id, b"id\n2\n1\n").json()
+        assert (problem["sqlstate"], problem["line"]) == ("23505", 3)
+        assert problem["transaction"]["id"] == id
+        assert self._within(client, id, "select 1")["sqlstate"] == "25P02"
+        self._within(client, id, "rollback to savepoint before")
+        assert client.post(f"/transactions/{id}/commit").json() == {"status": "committed"}
+        assert _rows(gateway, "select id from item") == [[1]]
+
+    def test_what_cannot_be_read_leaves_it_as_it_was(
+        self, gateway: Any, client: httpx2.Client
+    ) -> None:
+        id = self._begin(client)
+        self._put(client, id, b"id\n1\n")
+        assert self._put(client, id, b"").status_code == 400
+        assert self._put(client, id, b"[1]", NDJSON).json()["line"] == 1
+        assert client.post(f"/transactions/{id}/commit").json() == {"status": "committed"}
+        assert _rows(gateway, "select id from item") == [[1]]
+
+    @pytest.mark.parametrize(("own", "after"), [(None, "50s"), ("7s", "7s")])
+    def test_limits_of_its_statements_stay_what_they_were(
+        self, client: httpx2.Client, own: str | None, after: str
+    ) -> None:
+        id = self._begin(client)
+        if own:
+            self._within(client, id, f"set local statement_timeout = '{own}'")
+        self._put(client, id, b"id\n1\n")
+        assert self._within(client, id, "show statement_timeout")["rows"] == [[after]]
+        client.post(f"/transactions/{id}/rollback")
+
+    def test_a_caller_that_leaves_in_the_middle_ends_it(
+        self, gateway: Any, client: httpx2.Client, database: Database
+    ) -> None:
+        id = self._begin(client)
+        self._within(client, id, "insert into item (id) values (1)")
+        with socket.create_connection(("127.0.0.1", gateway.port)) as sock:
+            lines = b"".join(b"%d,a\n" % i for i in range(10, 20_000))
+            sock.sendall(_head(gateway, f"item?transaction={id}", 1 << 40) + b"id,name\n" + lines)
+            copying = "select count(*) from pg_stat_progress_copy c join pg_stat_activity a"
+            copying += f" using (pid) where {GATEWAYS.replace('datname', 'a.datname')}"
+            until(lambda: database.sql(copying).strip() == "1", "the copy did not begin")
+        busy = f"select count(*) from pg_stat_activity where {GATEWAYS} and state <> 'idle'"
+        until(lambda: database.sql(busy).strip() == "0", "the transaction did not end")
+        assert self._within(client, id, "select 1")["code"] == "transaction_gone"
+        assert _rows(gateway, "select count(*) from item") == [[0]]
+
+    def test_it_is_its_callers_alone(self, gateway: Any, client: httpx2.Client) -> None:
+        id = self._begin(client)
+        with gateway.http(token_for(MASTER, subject="other", lifetime=600)) as other:
+            answer = self._put(other, id, b"id\n1\n")
+        assert (answer.status_code, answer.json()["code"]) == (410, "transaction_gone")
+        client.post(f"/transactions/{id}/rollback")
+
+    @pytest.mark.parametrize("query", ["transaction=", "transaction", "columns="])
+    def test_an_argument_that_is_empty_is_not_taken_for_none(
+        self, client: httpx2.Client, gateway: Any, query: str
+    ) -> None:
+        answer = client.post(
+            f"/copy/item?{query}", content=b"id\n1\n", headers={"content-type": CSV}
+        )
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+        assert _rows(gateway, "select count(*) from item") == [[0]]
+
+    def test_calls_wait_for_each_other(self, gateway: Any, client: httpx2.Client) -> None:
+        id = self._begin(client)
+        found: list[int] = []
+
+        def put(first: int) -> None:
+            with gateway.http() as own:
+                body = b"id\n" + b"".join(b"%d\n" % n for n in range(first, first + 1_000))
+                found.append(self._put(own, id, body).json()["row_count"])
+
+        threads = [threading.Thread(target=put, args=(n * 1_000,)) for n in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == [1_000] * 5
+        client.post(f"/transactions/{id}/commit")
+        assert _rows(gateway, "select count(*) from item") == [[5_000]]
+
+    def test_one_that_is_sent_again_goes_in_once(self, gateway: Any, client: httpx2.Client) -> None:
+        id = self._begin(client)
+        for again in (False, True):
+            answer = self._put(client, id, b"id\n1\n", **{"idempotency-key": "within"})
+            assert answer.json()["row_count"] == 1, answer.text
+            assert answer.json()["transaction"]["id"] == id
+            assert ("x-gateway-replayed" in answer.headers) is again
+        other = self._put(client, id, b"id\n2\n", **{"idempotency-key": "within"})
+        assert (other.status_code, other.json()["code"]) == (422, "key_reused")
+        assert client.post(f"/transactions/{id}/commit").json() == {"status": "committed"}
+        assert _rows(gateway, "select id from item") == [[1]]
+
+
+class TestKeys:
+    @pytest.fixture(params=["memory", "database"])
+    def kept(self, request: pytest.FixtureRequest, database: Database) -> Iterator[Any]:
+        if request.param == "database":
+            install_ledger(database)
+        with running(settings_for(database), database) as it:
+            it.execute("create table item (id int, name text)")
+            yield it, request.param
+
+    def _put(self, gateway: Any, key: str, body: Any, **query: str) -> httpx2.Response:
+        with gateway.http() as client:
+            answer: httpx2.Response = client.post(
+                "/copy/item",
+                content=body,
+                params=query,
+                headers={"content-type": CSV, "idempotency-key": key},
+            )
+        return answer
+
+    def test_an_upload_that_is_sent_again_goes_in_once(self, kept: Any) -> None:
+        gateway, where = kept
+        body = b"id\n" + b"".join(b"%d\n" % i for i in range(50_000))
+        for again in (False, True, True):
+            answer = self._put(gateway, "nightly", body)
+            assert (answer.status_code, answer.json()) == (200, {"row_count": 50_000})
+            assert answer.headers["x-gateway-idempotency"] == where
+            assert ("x-gateway-replayed" in answer.headers) is again
+        assert _rows(gateway, "select count(*) from item") == [[50_000]]
+        outcome = httpx2.get(
+            gateway.url + "/outcomes/nightly", headers={"authorization": f"Bearer {gateway.token}"}
+        )
+        assert outcome.json()["outcome"] == "committed"
+
+    @pytest.mark.parametrize(
+        ("body", "query"),
+        [(b"id\n2\n", {}), (b"id\n1\n1\n", {}), (b"id\n1\n", {"columns": "name"})],
+    )
+    def test_another_upload_under_the_same_key_is_refused(
+        self, kept: Any, body: bytes, query: dict[str, str]
+    ) -> None:
+        gateway, _ = kept
+        assert self._put(gateway, "k", b"id\n1\n").json() == {"row_count": 1}
+        answer = self._put(gateway, "k", body, **query)
+        assert (answer.status_code, answer.json()["code"]) == (422, "key_reused")
+        assert _rows(gateway, "select * from item") == [[1, None]]
+
+    def test_what_failed_may_be_sent_again(self, kept: Any) -> None:
+        gateway, _ = kept
+        assert self._put(gateway, "k", b"id\nx\n").json()["line"] == 2
+        assert self._put(gateway, "k", b"id\n1\n").json() == {"row_count": 1}
+
+    def test_twins_put_their_rows_in_once(self, kept: Any) -> None:
+        gateway, _ = kept
+        body = b"id\n" + b"".join(b"%d\n" % i for i in range(20_000))
+        answers: list[httpx2.Response] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(self._put(gateway, "twins", body)))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [answer.json() for answer in answers] == [{"row_count": 20_000}] * 4
+        assert sum("x-gateway-replayed" in answer.headers for answer in answers) == 3
+        assert _rows(gateway, "select count(*) from item") == [[20_000]]
+
+    def test_a_signed_upload_may_be_asked_for_a_signed_key(self, database: Database) -> None:
+        settings = settings_for(database)
+        settings = replace(settings, sigv4=replace(settings.sigv4, require_signed_key=True))
+        body = b"id\n1\n"
+        with running(settings, database) as gateway:
+            gateway.execute("create table item (id int)")
+            for key, status in (({}, 400), ({"idempotency-key": "k"}, 200)):
+                answer = httpx2.post(
+                    gateway.url + "/copy/item",
+                    content=body,
+                    headers=_signed(gateway, body, **key),
+                )
+                assert answer.status_code == status, answer.text
+            assert _rows(gateway, "select count(*) from item") == [[1]]
+
+
 class TestRefusals:
     @pytest.mark.parametrize("kind", ["application/json", "", "text/csv; charset=latin1"])
     def test_another_media_type(self, shared_gateway: Any, kind: str) -> None:
@@ -251,12 +582,9 @@ class TestRefusals:
         answer = _copy(shared_gateway, "t", b"a\n1\n", colums="a")
         assert (answer.status_code, answer.json()["field"]) == (400, "colums")
 
-    def test_nobody_and_whoever_signs_instead_of_a_token(self, shared_gateway: Any) -> None:
-        url = shared_gateway.url + "/copy/t"
-        assert httpx2.post(url, content=b"a\n1\n").status_code == 401
-        signed = "AWS4-HMAC-SHA256 Credential=x/20240101/us-east-1/rds-data/aws4_request"
-        answer = httpx2.post(url, content=b"a\n", headers={"authorization": signed})
-        assert answer.status_code == 401
+    def test_nobody(self, shared_gateway: Any) -> None:
+        answer = httpx2.post(shared_gateway.url + "/copy/t", content=b"a\n1\n")
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
 
     @pytest.mark.parametrize(
         "limits",

@@ -46,7 +46,7 @@ def _begin(gateway: Any, **members: Any) -> str:
 
 
 class TestParameters:
-    def test_by_position(self, shared_gateway: Any) -> None:
+    def test_values_are_found_by_position(self, shared_gateway: Any) -> None:
         assert _sql(shared_gateway, "select $2::int, $1::text", ["a", 2])["rows"] == [[2, "a"]]
 
     def test_by_name_as_often_as_it_stands(self, shared_gateway: Any) -> None:
@@ -86,6 +86,24 @@ class TestParameters:
         assert _value(shared_gateway, sql, {"a": "v"}) == {"k": "v"}
         assert _value(shared_gateway, "select $1", ["v"]) == "v"
         assert _value(shared_gateway, "select $1 || 'x'", ["v"]) == "vx"
+
+    @pytest.mark.parametrize("place", [":v", "$1"])
+    @pytest.mark.parametrize(
+        ("type", "value"),
+        [("int4", 1), ("uuid", "00000000-0000-0000-0000-000000000001"), ("date", "2024-01-31")],
+    )
+    def test_a_condition_may_be_left_out_by_null(
+        self, shared_gateway: Any, place: str, type: str, value: Any
+    ) -> None:
+        sql = f"select k from (values (1, '{value}'::{type}), (2, null)) t (k, v)"
+        sql += f" where ({place} is null or v = {place}) order by k"
+        for given, rows in ((value, [[1]]), (None, [[1], [2]]), (value, [[1]])):
+            parameters = [given] if place == "$1" else {"v": given}
+            assert _sql(shared_gateway, sql, parameters)["rows"] == rows
+        sets = [[each] if place == "$1" else {"v": each} for each in (value, None)]
+        body = {"sql": sql, "parameter_sets": sets}
+        results = _post(shared_gateway, "/batch", body).json()["results"]
+        assert [each["rows"] for each in results] == [[[1]], [[1], [2]]]
 
     @pytest.mark.parametrize(
         ("sql", "parameters", "code"),
@@ -195,7 +213,7 @@ class TestPaths:
             assert _value(gateway, "select put()") == 1
         assert _value(gateway, "select count(*) from t") == 2
 
-    def test_sequences_and_locks(self, gateway: Any) -> None:
+    def test_what_a_read_may_not_do_is_done_as_a_write(self, gateway: Any) -> None:
         _sql(gateway, "create sequence s")
         assert [_value(gateway, "select nextval('s')") for _ in range(3)] == [1, 2, 3]
         _sql(gateway, "create table t as select 1 as n")
@@ -207,7 +225,7 @@ class TestPaths:
         assert (answer["sqlstate"], answer["outcome"]) == ("25006", "not_executed")
         assert _value(gateway, "select count(*) from t") == 0
 
-    def test_returning(self, gateway: Any) -> None:
+    def test_returning_gives_rows_and_a_plain_write_a_count(self, gateway: Any) -> None:
         _sql(gateway, "create table t (id serial, n int)")
         answer = _sql(gateway, "insert into t (n) values (1), (2) returning id")
         assert (answer["rows"], answer["row_count"], answer["command"]) == (
@@ -253,13 +271,15 @@ class TestRows:
         last = answers[0]["rows"][-1]
         assert list(last.values() if rows == "objects" else last) == [20_000, "x" * 200]
 
-    def test_max_rows(self, shared_gateway: Any) -> None:
+    def test_max_rows_leaves_rows_out_and_says_so(self, shared_gateway: Any) -> None:
         sql = "select generate_series(1, 5)"
         answer = _sql(shared_gateway, sql, max_rows=2)
         assert (answer["rows"], answer["truncated"]) == ([[1], [2]], True)
         assert "truncated" not in _sql(shared_gateway, sql, max_rows=5)
 
-    def test_objects(self, shared_gateway: Any) -> None:
+    def test_rows_are_objects_on_request_unless_two_names_are_one(
+        self, shared_gateway: Any
+    ) -> None:
         assert _sql(shared_gateway, "select 1 as a, 2 as b", rows="objects")["rows"] == [
             {"a": 1, "b": 2}
         ]
@@ -267,18 +287,18 @@ class TestRows:
         assert (twice["code"], twice["field"]) == ("invalid_request", "rows")
         assert _sql(shared_gateway, "select 1 as a, 2 as a")["rows"] == [[1, 2]]
 
-    def test_int8(self, shared_gateway: Any) -> None:
+    def test_int8_keeps_all_digits_and_is_a_string_on_request(self, shared_gateway: Any) -> None:
         sql = "select 9007199254740993"
         assert _value(shared_gateway, sql + "::int8") == 9007199254740993
         assert _value(shared_gateway, sql + "::int8", int8="string") == "9007199254740993"
         assert _value(shared_gateway, "select array[1::int8]", int8="string") == ["1"]
 
-    def test_notices(self, shared_gateway: Any) -> None:
+    def test_notices_are_passed_on(self, shared_gateway: Any) -> None:
         answer = _sql(shared_gateway, "do $$begin raise notice 'told'; end$$")
         assert any("told" in notice for notice in answer["notices"])
         assert "notices" not in _sql(shared_gateway, "select 1")
 
-    def test_names_of_types(self, gateway: Any) -> None:
+    def test_types_have_postgresqls_names(self, gateway: Any) -> None:
         _sql(gateway, "create type mood as enum ('sad')")
         answer = _sql(gateway, "select 'sad'::mood as m, array['a'] as a, 1::int8 as i")
         assert answer["columns"] == [
@@ -310,7 +330,7 @@ class TestErrors:
             assert _value(gateway, "select * from t") == value
             _sql(gateway, "update t set n = n where n is distinct from $1", [None])
 
-    def test_timeouts(self, shared_gateway: Any) -> None:
+    def test_a_timeout_or_a_deadline_cancels_the_statement(self, shared_gateway: Any) -> None:
         answer = shared_gateway.execute("select pg_sleep(60)", timeout=0.1)
         assert (answer["code"], answer["sqlstate"]) == ("statement_timeout", "57014")
         late = _post(
@@ -363,7 +383,7 @@ class TestBatch:
         assert (failed["sqlstate"], failed["statement"]) == ("23505", 2)
         assert _value(gateway, "select count(*) from t") == 1
 
-    def test_sets(self, gateway: Any) -> None:
+    def test_a_statement_runs_once_for_each_set(self, gateway: Any) -> None:
         _sql(gateway, "create table t (n int)")
         answer = _post(
             gateway, "/batch",
@@ -426,7 +446,7 @@ class TestTransactions:
         assert (commit["code"], commit["outcome"]) == ("transaction_failed", "not_executed")
         assert _value(gateway, "select count(*) from t") == 0
 
-    def test_savepoints(self, gateway: Any) -> None:
+    def test_a_savepoint_saves_a_failed_transaction(self, gateway: Any) -> None:
         id = _begin(gateway)
         for sql in ("create table t (n int)", "savepoint s"):
             _sql(gateway, sql, transaction=id)
@@ -455,7 +475,7 @@ class TestTransactions:
         assert (gone["code"], "expired" in gone["detail"]) == ("transaction_gone", True)
 
 
-def test_service_endpoints(shared_gateway: Any) -> None:
+def test_health_and_documents_need_no_credentials(shared_gateway: Any) -> None:
     get = {
         path: httpx2.get(shared_gateway.url + path)
         for path in ("/livez", "/readyz", "/openapi.yaml", "/docs")
@@ -463,19 +483,28 @@ def test_service_endpoints(shared_gateway: Any) -> None:
     assert {answer.status_code for answer in get.values()} == {200}
     assert get["/livez"].json() == {"status": "alive"}
     assert get["/readyz"].json()["targets"]["main"]["state"] == "ready"
+    assert get["/openapi.yaml"].text.startswith("openapi: 3.1")
+    assert "/execute" in get["/docs"].text
+
+
+def test_who_asks_is_told_who_it_is(shared_gateway: Any) -> None:
     with shared_gateway.http() as client:
-        assert client.get("/whoami").json()["subject"]
+        told = client.get("/whoami").json()
+    assert (told["kind"], told["subject"]) == ("gateway", "tester")
 
 
 def test_concurrent_callers_see_their_own_rows(shared_gateway: Any) -> None:
     wrong: list[Any] = []
+    right: list[int] = []
 
     def ask(number: int) -> None:
         with shared_gateway.http() as client:
             for n in range(number, number + 20):
                 body = json.dumps({"sql": "select $1::int", "parameters": [n]}).encode()
                 answer = client.post("/execute", content=body).json()
-                if answer.get("rows") != [[n]]:
+                if answer.get("rows") == [[n]]:
+                    right.append(n)
+                else:
                     wrong.append(answer)
 
     threads = [threading.Thread(target=ask, args=(each * 100,)) for each in range(16)]
@@ -484,6 +513,7 @@ def test_concurrent_callers_see_their_own_rows(shared_gateway: Any) -> None:
     for thread in threads:
         thread.join(60)
     assert wrong == []
+    assert len(right) == 16 * 20
 
 
 def test_a_superuser_login_is_refused(database: Database) -> None:

@@ -281,6 +281,30 @@ def test_an_sql_error_is_sent_once_and_a_full_target_again(answers: Database) ->
         api.client.close()
 
 
+def test_a_full_queue_is_throttling_and_tried_again_until_there_is_room(answers: Database) -> None:
+    with running(settings_for(answers, max_connections=1, max_waiting=0), answers) as gateway:
+        once, patient = (
+            DataApi(gateway, retries={"mode": "standard", "total_max_attempts": attempts})
+            for attempts in (1, 3)
+        )
+        transaction = once.begin()
+        error = failure(lambda: once.execute("select 1"))
+        assert error.response["Error"]["Code"] == "ThrottlingException"
+        assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 429
+        sent: list[Any] = []
+
+        def note(**call: Any) -> None:
+            sent.append(call)
+            if len(sent) == 2:
+                once.rollback(transaction)
+
+        patient.client.meta.events.register("before-send.rds-data.ExecuteStatement", note)
+        assert patient.one("select 1") == {"longValue": 1}
+        assert len(sent) >= 2
+        once.client.close()
+        patient.client.close()
+
+
 def test_what_was_refused_at_commit_was_never_a_success(api: DataApi) -> None:
     sql = "insert into strict values (5), (5)"
     transaction = api.begin()
@@ -296,10 +320,35 @@ def test_what_was_refused_at_commit_was_never_a_success(api: DataApi) -> None:
 
 
 @pytest.mark.parametrize("form", ["NONE", "JSON"])
-def test_a_stream_that_breaks_is_never_taken_for_an_answer(api: DataApi, form: str) -> None:
+@pytest.mark.parametrize("within", [False, True], ids=["alone", "in a transaction"])
+def test_a_stream_that_breaks_is_never_taken_for_an_answer(
+    api: DataApi, answers_gateway: Gateway, form: str, within: bool
+) -> None:
     sql = "select 1 / (90000 - g) as n, repeat('x', 100) as t from generate_series(1, 100000) g"
+    more: dict[str, Any] = {"transactionId": api.begin()} if within else {}
     with pytest.raises((botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)):
-        api.execute(sql, formatRecordsAs=form)
+        api.execute(sql, formatRecordsAs=form, **more)
+    if within:
+        message = failure(lambda: api.execute("select 1", **more)).response["Error"]["Message"]
+        assert message.endswith("SQLState: 25P02")
+        assert api.rollback(more["transactionId"]) == "Rollback Complete"
+        more = {"transactionId": api.begin()}
+    # Byte for byte: it began well, and what came is no JSON and has no end.
+    got = bytearray()
+    body = {**api.arns, "database": "answers", "sql": sql, "formatRecordsAs": form, **more}
+    with (
+        answers_gateway.http() as client,
+        pytest.raises(httpx2.RemoteProtocolError),
+        client.stream("POST", "/Execute", json=body) as answer,
+    ):
+        assert answer.status_code == 200
+        for piece in answer.iter_raw():
+            got += piece
+    assert len(got) > 1_000_000
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(bytes(got))
+    if within:
+        api.rollback(more["transactionId"])
     assert api.one("select 1") == {"longValue": 1}
 
 
@@ -352,9 +401,16 @@ def test_unknown_and_empty_members_are_ignored(answers_gateway: Gateway) -> None
     assert ended.json() == {"transactionStatus": "Transaction Committed"}
 
 
-def test_a_path_that_is_no_operation(answers_gateway: Gateway) -> None:
+def test_a_path_or_method_that_is_no_operation(answers_gateway: Gateway) -> None:
     answer = post(answers_gateway, "/Execute/more")
-    assert answer.status_code == 404
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    for method in ("GET", "PUT", "DELETE"):
+        with answers_gateway.http() as client:
+            answer = client.request(method, "/Execute")
+        name = answer.headers["x-amzn-errortype"]
+        assert (answer.status_code, name) == (405, "UnknownOperationException")
+        assert answer.headers["allow"] == "POST"
+        assert answer.headers["x-amzn-requestid"]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def limits_database(postgres: Any) -> Database:
         "create table typed (u uuid, m mood, j jsonb, i int4, t timestamptz, d date);"
         "create table lines (id serial, v text); grant all on typed, lines to public;"
         "grant usage on sequence lines_id_seq to public;"
-        "create schema other; grant usage on schema other to public"
+        "create schema other; grant all on schema other to public"
     )
     return database
 
@@ -207,6 +207,44 @@ def test_the_schema_member_is_refused(aws: DataApi, ours: DataApi) -> None:
     assert found == [[{"arrayValue": {"stringValues": ["other"]}}]]
 
 
+def test_a_schema_is_that_of_its_statement_or_of_its_transaction(ours: DataApi) -> None:
+    def path(transaction: str, **more: Any) -> str:
+        found = ours.execute("show search_path", transactionId=transaction, **more)
+        shown: str = found["records"][0][0]["stringValue"]
+        return shown
+
+    sets = [{"n": {"longValue": n}} for n in (1, 2)]
+    ours.execute("create table other.put (n int)")
+    ours.execute("create table put (n int)")
+    transaction = ours.begin()
+    for before in ('"$user", public', "pg_catalog, public"):
+        assert path(transaction) == before
+        assert path(transaction, schema='o"d,d') == '"o""d,d"'
+        assert path(transaction, schema="other") == '"other"'
+        ours.batch("insert into put values (:n)", *sets, schema="other", transactionId=transaction)
+        assert path(transaction) == before
+        ours.execute("set local search_path = pg_catalog, public", transactionId=transaction)
+    counts = "select (select count(*) from put), (select count(*) from public.put)"
+    both = ours.execute(counts, schema="other", transactionId=transaction)["records"]
+    assert both == [[{"longValue": 4}, {"longValue": 0}]]
+    # A savepoint is set, and goes back, whatever path there is.
+    ours.execute("savepoint s", transactionId=transaction, schema="other")
+    refusal(lambda: ours.execute("table nowhere", transactionId=transaction, schema="other"))
+    ours.execute("rollback to savepoint s", transactionId=transaction)
+    assert path(transaction) == "pg_catalog, public"
+    ours.rollback(transaction)
+    begin = {**ours.arns, "database": ours.database, "schema": "other"}
+    transaction = ours.client.begin_transaction(**begin)["transactionId"]
+    assert path(transaction) == '"other"'
+    assert path(transaction, schema="public") == '"public"'
+    assert path(transaction) == '"other"'
+    ours.rollback(transaction)
+    ours.batch("insert into put values (:n)", *sets, schema="other")
+    both = ours.execute("select (select count(*) from other.put), count(*) from put")["records"]
+    assert both == [[{"longValue": 2}, {"longValue": 0}]]
+    ours.execute("drop table other.put, put")
+
+
 def test_a_statement_is_at_most_65536_characters(aws: DataApi, ours: DataApi) -> None:
     for length, passes in ((65_536, True), (65_537, False)):
         sql = "select 1 --".ljust(length, "x")
@@ -302,6 +340,18 @@ def test_each_occurrence_of_a_name_is_bound_by_itself(aws: DataApi, ours: DataAp
     assert refusal(lambda: aws.run(sql, a=value))[1].endswith("SQLState: 42803")
     assert ours.run(sql, a=value)["records"] == []
     assert aws.one("select :a || :a", a=value) == {"stringValue": "xx"}
+
+
+def test_a_placeholder_of_postgresql_has_no_value(aws: DataApi, ours: DataApi) -> None:
+    message = (
+        "ERROR: bind message supplies 0 parameters, but prepared statement requires 1;"
+        " SQLState: 08P01"
+    )
+    assert refusal(lambda: aws.execute("select $1")) == ("DatabaseErrorException", message, 400)
+    for each in (aws, ours):
+        code, message, _ = refusal(lambda each=each: each.run("select $1, :a", a={"longValue": 1}))
+        assert code == "ValidationException"
+        assert "$1 cannot be used together with named parameters" in message
 
 
 def test_slices_are_taken_for_parameters(aws: DataApi, ours: DataApi) -> None:

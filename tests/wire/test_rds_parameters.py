@@ -225,6 +225,114 @@ def test_strings_need_no_cast(api: DataApi) -> None:
 
 
 @pytest.mark.parametrize(
+    ("sql", "number", "expected"),
+    [
+        ("select date '2024-01-01' + :n", 1, "2024-01-02"),
+        ("select '[1,2]'::jsonb -> :n", 1, "2"),
+        ("select substring(:s from :n for 2)", 2, "bc"),
+        ("select :s || lpad('', :n, 'x')", 3, "abcxxx"),
+    ],
+)
+def test_a_long_is_as_narrow_as_a_function_wants_it(
+    api: DataApi, sql: str, number: int, expected: str
+) -> None:
+    for _ in range(2):
+        assert api.one(sql, n=long(number), s=text("abc")) == text(expected)
+    with pytest.raises(api.errors.DatabaseErrorException) as caught:
+        api.one(sql, n=long(2**40), s=text("abc"))
+    assert refused(caught)[1].endswith("SQLState: 42883")
+    assert api.one(sql, n=long(number), s=text("abc")) == text(expected)
+    transaction = api.begin()
+    parameters = [{"name": "n", "value": long(number)}, {"name": "s", "value": text("abc")}]
+    for again in (sql, sql + " -- not seen before"):
+        answer = api.execute(again, parameters=parameters, transactionId=transaction)
+        assert answer["records"] == [[text(expected)]]
+    assert api.commit(transaction) == "Transaction Committed"
+
+
+@pytest.mark.parametrize(
+    "given", ["abcd", "", "AP8=", "\\x00ff", "\\x00 FF", "a\\\\b", "a\\000\\377b", "żółć"]
+)
+def test_a_string_for_bytea_is_postgresqls_text_of_it(api: DataApi, given: str) -> None:
+    [[expected]] = api.execute(
+        f"select E'{given}'::bytea".replace("\\", "\\\\")
+    )["records"]  # fmt: skip
+    assert isinstance(expected["blobValue"], bytes)
+    assert api.one("select :v::bytea", v=text(given)) == expected
+    assert api.one("select (:v::bytea[])[1]", v={"arrayValue": {"stringValues": [given]}}) == (
+        expected
+    )
+    transaction = api.begin()
+    more = {"transactionId": transaction}
+    api.execute("create temp table raw (n serial, v bytea)", **more)
+    sets = [{"v": text(given)}, {"v": {"isNull": True}}, {"v": {"blobValue": b"x"}}]
+    for rows in (sets, sets[:1] * 3):
+        api.batch("insert into raw (v) values (:v)", *rows, **more)
+    found = api.execute("select v from raw order by n", **more)["records"]
+    assert found == [
+        [each] for each in (expected, {"isNull": True}, {"blobValue": b"x"}, *[expected] * 3)
+    ]
+    api.rollback(transaction)
+
+
+def test_a_string_that_is_no_bytea_is_refused(shared_gateway: Gateway, api: DataApi) -> None:
+    for given in ("a\\b", "\\9", "\\xzz"):
+        with pytest.raises(ClientError) as caught:
+            api.run("select :v::bytea", v=text(given))
+        assert refused(caught)[0] == "ValidationException"
+    # The native API takes base64 there, and says so.
+    assert shared_gateway.execute("select $1::bytea", ["AP8="])["rows"] == [["AP8="]]
+
+
+OPTIONAL = {
+    "id": (long(1), "int4"),
+    "u": (text(KEY), "uuid"),
+    "at": (text("2024-01-15 03:34:56"), "timestamptz"),
+    "n": ({"doubleValue": 1.5}, "numeric"),
+    "name": (text("a"), "text"),
+    "j": (text('{"a": 1}'), "jsonb"),
+    "ids": ({"arrayValue": {"longValues": [1, 2]}}, "int4[]"),
+}
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["alone", "in a transaction"])
+@pytest.mark.parametrize("column", OPTIONAL)
+def test_a_condition_may_be_left_out_by_null(api: DataApi, column: str, within: bool) -> None:
+    """`(:v is null or column = :v)`: nothing tells the type of the first one."""
+    value, kind = OPTIONAL[column]
+    transaction = api.begin()
+    more = {"transactionId": transaction} if within else {}
+    source = f"(values (1, cast('{KEY}' as {kind})), (2, null)) as t (k, v)"
+    if column != "u":
+        [[printed]] = api.execute(
+            f"select cast(:v as {kind})::text", parameters=[{"name": "v", "value": value}]
+        )["records"]
+        source = source.replace(KEY, printed["stringValue"])
+    for condition in ("(:v is null or v = :v)", "(v = :v or :v is null)"):
+        sql = f"select k from {source} where {condition} and :w is null order by k"
+        for given, expected in ((value, [1]), ({"isNull": True}, [1, 2])):
+            parameters = [
+                {"name": "v", "value": given},
+                {"name": "w", "value": {"isNull": True}},
+            ]
+            for _ in range(2):  # once found out, once remembered
+                found = api.execute(sql, parameters=parameters, **more)["records"]
+                assert [row[0]["longValue"] for row in found] == expected, (condition, given)
+    api.rollback(transaction)
+
+
+def test_a_cast_of_one_occurrence_changes_no_meaning(api: DataApi) -> None:
+    # What does not compare with text does not do so because of an optional condition.
+    for condition in ("(:v is null or v = :v)", "(v = :v or :v is null)"):
+        sql = f"select 1 from (values ('a')) as t (v) where {condition}"
+        with pytest.raises(api.errors.DatabaseErrorException) as caught:
+            api.run(sql, v={"blobValue": b"a"})
+        assert refused(caught)[1].endswith("SQLState: 42883")
+        position = sql.index("= :v") + 1
+        assert f"Position: {position};" in refused(caught)[1]
+
+
+@pytest.mark.parametrize(
     ("given", "wanted", "expected"),
     [
         ({"longValues": [1, 3]}, "int4", 2),
@@ -261,6 +369,69 @@ def test_lists_with_nulls_and_nested_lists_bind(shared_gateway: Gateway, api: Da
     assert json.loads(answer.content)["records"] == [
         [{"arrayValue": {"longValues": [1, None]}}, {"arrayValue": {"stringValues": [None, "a"]}}]
     ]
+
+
+def summed(api: DataApi, count: int) -> Any:
+    values = {f"p{n}": long(n) for n in range(count)}
+    places = "), (".join(f":{name}::int" for name in values)
+    return api.run(f"select sum(n) from (values ({places})) as t (n)", **values)["records"]
+
+
+@pytest.mark.slow
+def test_a_statement_takes_as_many_values_as_the_driver(api: DataApi) -> None:
+    assert summed(api, 32_767) == [[long(sum(range(32_767)))]]
+
+
+def test_more_values_are_refused_and_a_list_is_one_value(api: DataApi) -> None:
+    with pytest.raises(ClientError) as caught:
+        summed(api, 32_768)
+    expected = ("ValidationException", "32768 parameters are more than 32767", 400)
+    assert refused(caught) == expected
+    ids = {"arrayValue": {"longValues": list(range(100_000))}}
+    assert api.one("select count(*) from unnest(:ids)", ids=ids) == long(100_000)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({}, 'Parameter "a" has value with no field set'),
+        ({"unknown": 1}, 'Parameter "a" has value with no field set'),
+        ({"isNull": False}, "isNull set to false and no other field"),
+        ({"isNull": False, "stringValue": "x"}, "more than one field set"),
+        ({"isNull": True, "longValue": 1}, "more than one field set"),
+        ({"longValue": 1, "stringValue": "1"}, "more than one field set"),
+        ({"longValue": "5"}, "parameters[0].value.longValue"),
+        ({"longValue": 1.5}, "parameters[0].value.longValue"),
+        ({"longValue": True}, "parameters[0].value.longValue"),
+        ({"longValue": 2**63}, 'Parameter "a": longValue exceeds 64 bits'),
+        ({"doubleValue": "1.5"}, 'Parameter "a": doubleValue must be a number'),
+        ({"booleanValue": 1}, "parameters[0].value.booleanValue"),
+        ({"stringValue": 1}, "parameters[0].value.stringValue"),
+        ({"blobValue": "!!"}, "parameters[0].value.blobValue"),
+        ({"arrayValue": {}}, 'Parameter "a" has arrayValue with no field set'),
+        ({"arrayValue": {"longValues": [1], "stringValues": []}}, "more than one field set"),
+        ({"arrayValue": {"longValues": [1.5]}}, "value.arrayValue.longValues[0]"),
+        (None, 'Parameter "a" has no value'),
+        (5, "parameters[0].value"),
+    ],
+    ids=str,
+)
+def test_a_value_is_one_thing_of_its_own_kind(
+    shared_gateway: Gateway, api: DataApi, value: Any, message: str
+) -> None:
+    """What boto3 does not let through, and others do."""
+    with shared_gateway.http() as client:
+        answer = client.post(
+            "/Execute",
+            json={
+                **api.arns,
+                "database": shared_gateway.database,
+                "sql": "select :a",
+                "parameters": [{"name": "a", "value": value}],
+            },
+        )
+    assert (answer.status_code, answer.headers["x-amzn-errortype"]) == (400, "ValidationException")
+    assert message in answer.json()["message"]
 
 
 def test_a_ragged_list_is_refused(api: DataApi) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -228,6 +229,36 @@ def test_session_state_lasts_for_the_transaction_alone(api: DataApi) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "zone", ["Asia/Tokyo", "America/St_Johns", "Africa/Monrovia", "UTC", "-15:59"]
+)
+def test_moments_are_in_utc_whatever_zone_the_transaction_has(api: DataApi, zone: str) -> None:
+    moments = [
+        *("2024-01-15 03:34:56", "2024-12-31 23:59:59.999999", "2024-03-01 00:00:00.5"),
+        *("0001-01-01 00:00:00", "0044-03-15 12:00:00 BC", "0001-12-31 23:59:59 BC"),
+        *("9999-12-31 23:59:59", "123456-02-29 00:00:00", "1900-01-01 00:00:00", "infinity"),
+    ]
+    transaction = api.begin()
+    api.execute(f"set local timezone = '{zone}'", transactionId=transaction)
+    literals = ", ".join(
+        f"'{text.removesuffix(' BC')}{'' if 'inf' in text else '+00'}{text[-3:] * ('BC' in text)}'"
+        for text in moments
+    )
+    for sql, more in (
+        (f"select array[{literals}]::timestamptz[]", {}),
+        (f"select unnest(array[{literals}]::timestamptz[])", {}),
+        (f"select unnest(array[{literals}]::timestamptz[]) as m", {"formatRecordsAs": "JSON"}),
+    ):
+        answer = api.execute(sql, transactionId=transaction, **more)
+        if more:
+            assert [row["m"] for row in json.loads(answer["formattedRecords"])] == moments
+        elif "unnest" in sql:
+            assert [row[0]["stringValue"] for row in answer["records"]] == moments
+        else:
+            assert answer["records"] == [[{"arrayValue": {"stringValues": moments}}]]
+    api.rollback(transaction)
+
+
 def test_isolation_is_set_as_sql(api: DataApi) -> None:
     transaction = api.begin()
     api.execute(
@@ -260,8 +291,31 @@ def test_what_cannot_run_in_a_transaction_block_runs_alone(api: DataApi, table: 
 
 
 @pytest.mark.parametrize("sql", ["begin", "commit", "rollback", "start transaction", "end"])
-def test_transaction_control_as_sql_is_refused(api: DataApi, sql: str) -> None:
-    assert failure(lambda: api.execute(sql)).response["Error"]["Code"] == "ValidationException"
+def test_transaction_control_as_sql_is_refused(api: DataApi, table: str, sql: str) -> None:
+    transaction = api.begin()
+    api.execute(f"insert into {table} values (1)", transactionId=transaction)
+    for more in ({}, {"transactionId": transaction}):
+        error = failure(lambda more=more: api.execute(sql, **more)).response["Error"]
+        assert error["Code"] == "ValidationException"
+        assert "controls transactions" in error["Message"]
+    # It is neither ended nor harmed by what was refused.
+    assert count(api, table) == 0
+    assert api.commit(transaction) == "Transaction Committed"
+    assert count(api, table) == 1
+
+
+@pytest.mark.parametrize(
+    "sql", ["copy {} to stdout", "copy {} from stdin", "COPY (table {}) TO '/x'"]
+)
+def test_copy_as_sql_is_refused_and_harms_no_transaction(
+    api: DataApi, table: str, sql: str
+) -> None:
+    transaction = api.begin()
+    for more in ({}, {"transactionId": transaction}):
+        error = failure(lambda more=more: api.execute(sql.format(table), **more)).response["Error"]
+        assert error["Code"] == "ValidationException"
+        assert "COPY is not supported" in error["Message"]
+    assert api.commit(transaction) == "Transaction Committed"
 
 
 def test_another_database_than_that_of_the_transaction_is_named(api: DataApi) -> None:

@@ -156,7 +156,7 @@ def sorted_keys(value: Any) -> str:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal, with NaN equal to itself and texts of JSON compared as what they say."""
+    """Equal in every bit that is printed: NaN is NaN, 0.0 is not -0.0, 1 is not True."""
     return repr(one) == repr(other)
 
 

@@ -16,6 +16,7 @@ from ...core.formats.json import Rows, Shape, maker
 from ...core.formats.ndjson import lines
 from ...core.model import Column, OpenTransaction
 from ...engine.engine import Reply
+from ...engine.streams import cut_off
 from ..dialect import Exchange, stream_copied
 from ..wire import Headers
 from . import codec
@@ -52,6 +53,10 @@ def accept(exchange: Exchange) -> None:
     if form is not Form.JSON:
         exchange.call.form = form.name.lower()
         exchange.call.text = form is not Form.CSV
+
+
+_SILENT = frozenset({Form.NDJSON, Form.CSV, Form.ARROW})
+"""Forms whose streams have no place to say that rows were left out."""
 
 
 class End(NamedTuple):
@@ -169,6 +174,10 @@ _WRITERS: dict[Form, Any] = {
 
 async def write_answer(exchange: Exchange, asked: codec.ExecuteAs, reply: Reply) -> None:
     """Send what a statement gave."""
+    if reply.result is not None and not exchange.call.form:
+        body = codec.write_result(reply.result, asked.shape, reply.transaction)
+        await exchange.send(200, codec.JSON, body)
+        return
     form = Form[exchange.call.form.upper()] if exchange.call.form else Form.JSON
     headers, shape = _TYPES[form], asked.shape
     if reply.copied is not None:
@@ -178,10 +187,6 @@ async def write_answer(exchange: Exchange, asked: codec.ExecuteAs, reply: Reply)
             await _write_copied(exchange, reply, form, shape)
         return
     result = reply.result
-    if result is not None and form is Form.JSON:
-        body = codec.write_result(result, shape, reply.transaction)
-        await exchange.send(200, headers, body)
-        return
     if result is not None:
         if not result.has_rows and form in (Form.NDJSON, Form.CSV, Form.ARROW):
             # There is nothing to write, and not even a header to begin with.
@@ -212,6 +217,9 @@ async def write_answer(exchange: Exchange, asked: codec.ExecuteAs, reply: Reply)
         part = b""
     if not started:
         await exchange.start(200, headers)
+    most = asked.request.max_rows
+    if rows.truncated and form in _SILENT and (most is None or rows.count < most):
+        raise cut_off()
     end = End(rows.count, rows.command, (), rows.truncated, reply.transaction)
     await exchange.piece(part + writer.tail(end), more=False)
 
@@ -222,7 +230,7 @@ async def _pass_on(exchange: Exchange, reply: Reply, headers: Headers) -> None:
     ends = csv.LineEnds()
     exchange.begin_stream(reply)
 
-    async def take(piece: bytes) -> None:
+    async def take(piece: bytes | bytearray) -> None:
         if not exchange.status:
             await exchange.start(200, headers)
         await exchange.piece(ends.feed(piece))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -11,7 +12,7 @@ import msgspec
 import orjson
 
 from ...core.errors import GatewayError, InvalidParameter, InvalidRequest, OutcomeUnknown
-from ...core.formats.json import Shape, encode
+from ...core.formats.json import Rows, Shape, encode, maker
 from ...core.model import (
     Ask,
     Begin,
@@ -27,6 +28,7 @@ from ...core.model import (
     Statement,
     TransactionMode,
 )
+from ...core.sets import Sets
 
 Headers = list[tuple[bytes, bytes]]
 JSON: Headers = [(b"content-type", b"application/json")]
@@ -34,6 +36,8 @@ PROBLEM: Headers = [(b"content-type", b"application/problem+json")]
 MAX_PARAMETERS = 32_767
 """The driver's limit."""
 _MAX_SETS = 100_000
+_MANY_SETS = 64
+"""From here on sets are worth a look at whether they are alike."""
 
 _Seconds = Annotated[float, msgspec.Meta(ge=0.001, le=86_400)]
 _Values = list[Any] | dict[str, Any] | None
@@ -129,7 +133,12 @@ def _statement(sql: str, values: _Values, field: str = "parameters") -> Statemen
     return Statement(sql, _parameters(values, field))
 
 
+_PLAIN = Shape()
+
+
 def _shape(given: _Execute | _Batch) -> Shape:
+    if given.rows == "arrays" and given.int8 == "number":
+        return _PLAIN
     return Shape(given.rows == "objects", given.int8 == "string")
 
 
@@ -177,13 +186,35 @@ def read_batch(body: bytes, path: Mapping[str, str]) -> BatchAs:
             )
         if len(given.parameter_sets) > _MAX_SETS:
             raise InvalidRequest(f"more than {_MAX_SETS} parameter sets", field="parameter_sets")
-        sets = [
-            _parameters(each, f"parameter_sets[{index}]")
-            for index, each in enumerate(given.parameter_sets)
-        ]
+        sets: Sequence[Parameters] | None = _alike(given.parameter_sets)
+        if sets is None:
+            sets = [
+                _parameters(each, f"parameter_sets[{index}]")
+                for index, each in enumerate(given.parameter_sets)
+            ]
         sql = _statement(given.sql, None).sql
         request = ExecuteMany(ask, sql, sets, given.transaction, given.timeout, mode)
     return BatchAs(request, _shape(given))
+
+
+def _alike(sets: list[_Values]) -> Sets | None:
+    """Many *sets* by column, if they have the same names and types of values."""
+    first = sets[0] if len(sets) >= _MANY_SETS else None
+    if not first or len(first) > MAX_PARAMETERS or set(map(type, sets)) != {type(first)}:
+        return None
+    names = None
+    if isinstance(first, dict):
+        names = tuple(first)
+        if not all(map(names.__eq__, map(tuple, sets))):  # type: ignore[arg-type]
+            return None
+        columns = tuple(zip(*map(dict.values, sets), strict=True))  # type: ignore[arg-type]
+    elif set(map(len, sets)) == {len(first)}:  # type: ignore[arg-type]
+        columns = tuple(zip(*sets, strict=True))
+    else:
+        return None
+    if any(len(set(map(type, column)) - {NoneType}) > 1 for column in columns):
+        return None
+    return Sets(names, (None,) * len(columns), columns)
 
 
 def _mode(given: _Batch | _Begin) -> TransactionMode:
@@ -221,7 +252,12 @@ def write_columns(columns: Sequence[Column], shape: Shape) -> bytes:
 def _transaction(transaction: OpenTransaction | None) -> bytes:
     if transaction is None:
         return b""
-    return b',"transaction":' + orjson.dumps({"id": transaction.id, **_limits(transaction)})
+    return b',"transaction":' + orjson.dumps(write_open(transaction))
+
+
+def write_open(transaction: OpenTransaction) -> dict[str, Any]:
+    """A transaction that stays open, as every answer from inside it tells of it."""
+    return {"id": transaction.id, **_limits(transaction)}
 
 
 def _limits(transaction: OpenTransaction) -> dict[str, Any]:
@@ -237,8 +273,43 @@ def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
+class _Form(NamedTuple):
+    """How results of the same columns are written."""
+
+    columns: Sequence[Column]
+    """Kept, so that their id stays theirs."""
+    shape: Shape
+    head: bytes
+    make: Callable[[Rows], list[Any]]
+
+
+_forms: dict[int, _Form] = {}
+"""By the id of the columns: those of a prepared statement are the same object each time."""
+_FORMS_KEPT = 4_096
+
+
+def _form(columns: Sequence[Column], shape: Shape) -> _Form:
+    form = _forms.get(id(columns))
+    if form is None or form.columns is not columns or form.shape != shape:
+        head = b'{"columns":%b,"rows":' % write_columns(columns, shape)
+        form = _Form(columns, shape, head, maker(columns, shape))
+        if len(_forms) >= _FORMS_KEPT:
+            _forms.clear()
+        _forms[id(columns)] = form
+    return form
+
+
 def write_result(result: Result, shape: Shape, transaction: OpenTransaction | None = None) -> bytes:
     """A complete result as one JSON object."""
+    if result.columns and not result.notices and not result.truncated and transaction is None:
+        # Nearly all are like this: names and types are written once for a statement.
+        form = _form(result.columns, shape)
+        return b'%b%b,"row_count":%d,"command":%b}' % (
+            form.head,
+            orjson.dumps(form.make(result.rows)),
+            result.row_count,
+            orjson.dumps(result.command),
+        )
     if not result.columns:
         head = b'{"columns":[],"rows":' + (
             orjson.dumps([{} if shape.objects else [] for _ in result.rows])
@@ -283,8 +354,14 @@ def write_results(
     results: Sequence[Result], shape: Shape, transaction: OpenTransaction | None = None
 ) -> bytes:
     """The answer to a batch: one result for each statement or set."""
-    parts = b",".join([write_result(result, shape) for result in results])
+    # Sets alike have results alike, as a rule one and the same.
+    written = {id(result): write_result(result, shape) for result in _different(results)}
+    parts = b",".join([written[id(result)] for result in results])
     return b'{"results":[' + parts + b"]" + _transaction(transaction) + b"}"
+
+
+def _different(results: Sequence[Result]) -> Iterable[Result]:
+    return dict(zip(map(id, results), results, strict=True)).values()
 
 
 def write_begin(transaction: OpenTransaction) -> bytes:
@@ -316,7 +393,7 @@ def write_error(error: GatewayError, operation: str) -> tuple[int, Headers, byte
         if value is not None:
             problem[name] = value
     if error.transaction is not None:
-        problem["transaction"] = {"id": error.transaction.id, **_limits(error.transaction)}
+        problem["transaction"] = write_open(error.transaction)
     if isinstance(error, OutcomeUnknown) and error.key is not None:
         problem["outcome_url"] = "/outcomes/" + quote(error.key, safe="")
     problem["retry"] = error.retry.value

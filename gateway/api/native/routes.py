@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import orjson
@@ -20,8 +20,10 @@ from .answers import accept, write_answer
 from .upload import read_copy, run_copy, write_copy
 
 
-async def _execute(engine: Engine, who: Principal, asked: codec.ExecuteAs, call: Call) -> Reply:
-    return await engine.execute(who, asked.request, call)
+def _execute(
+    engine: Engine, who: Principal, asked: codec.ExecuteAs, call: Call
+) -> Awaitable[Reply]:
+    return engine.execute(who, asked.request, call)
 
 
 async def _batch(
@@ -75,7 +77,7 @@ async def _outcome(engine: Engine, who: Principal, path: Mapping[str, str], call
     key = path["key"].encode()
     if not is_key(key):
         raise NotFound("there is no such key")
-    ask = Ask(path.get("target"), None, path.get("database"))
+    ask = Ask(path.get("target") or None, None, path.get("database") or None)
     return await engine.outcome(who, key, ask, call)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import orjson
 
-from ...core.errors import InvalidRequest, Unauthenticated, UnsupportedMediaType
+from ...core.errors import InvalidRequest, UnsupportedMediaType
 from ...core.formats.upload import names
 from ...core.model import Ask, Call, Principal
 from ...engine.copy import CopyIn
@@ -15,7 +15,7 @@ from ..dialect import Exchange
 from . import codec
 
 _FORMS = {"text/csv": "csv", "application/x-ndjson": "ndjson"}
-_ARGUMENTS = frozenset({"table", "columns", "target", "database", "timeout"})
+_ARGUMENTS = frozenset({"table", "columns", "target", "database", "timeout", "transaction"})
 _MAX_COLUMNS = 1_600
 """What a table of PostgreSQL may have."""
 
@@ -24,14 +24,15 @@ def read_copy(exchange: Exchange, path: Mapping[str, str]) -> CopyIn:
     """The request, but for its body, which is still to come.
 
     Raises:
-        Unauthenticated: It is signed; a signature covers a body that is known beforehand.
         UnsupportedMediaType: The body is neither CSV nor NDJSON.
     """
-    if (exchange.header(b"authorization") or b"").lower().startswith(b"aws4-"):
-        raise Unauthenticated("an upload cannot be signed; send a bearer token")
     unknown = sorted(path.keys() - _ARGUMENTS)
     if unknown:
         raise InvalidRequest("the query has an argument that is not known", field=unknown[0])
+    empty = sorted(name for name in _ARGUMENTS if path.get(name) == "")
+    if empty:
+        # What is left out has a meaning of its own: rows meant for a transaction would be kept.
+        raise InvalidRequest("an argument of the query is empty", field=empty[0])
     kind, _, rest = (exchange.header(b"content-type") or b"").decode("latin-1").partition(";")
     form = _FORMS.get(kind.strip().lower())
     parameters = dict(_parameters(rest))
@@ -61,6 +62,7 @@ def read_copy(exchange: Exchange, path: Mapping[str, str]) -> CopyIn:
         parameters.get("header") != "absent",
         exchange.upload(),
         timeout,
+        path.get("transaction"),
     )
 
 
@@ -84,4 +86,6 @@ async def write_copy(exchange: Exchange, request: CopyIn, reply: Reply) -> None:
     answer: dict[str, object] = {"row_count": reply.result.row_count}
     if reply.result.notices:
         answer["notices"] = list(reply.result.notices)
+    if reply.transaction is not None:
+        answer["transaction"] = codec.write_open(reply.transaction)
     await exchange.send(200, codec.JSON, orjson.dumps(answer))

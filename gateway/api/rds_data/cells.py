@@ -13,8 +13,10 @@ cannot return (intervals, ranges, arrays in arrays, …) is given as PostgreSQL'
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from enum import Enum
 from functools import lru_cache
 from math import isfinite
@@ -116,15 +118,44 @@ def compact_json(text: str) -> str:
         return text
 
 
-def utc_text(text: str) -> str:
-    """A timestamptz as PostgreSQL prints it in UTC, without the zone.
+_MOMENT = re.compile(
+    r"(\d{4,6})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)(\.\d+)?"
+    r"([+-])(\d\d)(?::(\d\d))?(?::(\d\d))?( BC)?",
+    re.ASCII,
+)
 
-    >>> utc_text("2024-01-15 03:34:56+00"), utc_text("0044-03-15 00:00:00+00 BC")
-    ('2024-01-15 03:34:56', '0044-03-15 00:00:00 BC')
+
+def utc_text(text: str) -> str:
+    """A timestamptz as PostgreSQL prints it, in UTC and without the zone.
+
+    The zone is another one where the caller has set it, inside a transaction.
+
+    >>> utc_text("2024-01-15 03:34:56+00"), utc_text("2024-01-15 03:34:56.5+05:30")
+    ('2024-01-15 03:34:56', '2024-01-14 22:04:56.5')
+    >>> utc_text("0044-03-15 00:00:00+00 BC"), utc_text("0001-01-01 00:00:00+01")
+    ('0044-03-15 00:00:00 BC', '0001-12-31 23:00:00 BC')
     """
     if text.endswith("+00"):
         return text[:-3]
-    return text.removesuffix("+00 BC") + " BC" if text.endswith("+00 BC") else text
+    match = _MOMENT.fullmatch(text)
+    if match is None:
+        return text  # infinite, or in another style
+    year, month, day, hour, minute, second = map(int, match.groups()[:6])
+    fraction, sign, *parts, era = match.groups()[6:]
+    offset = timedelta(**dict(zip(("hours", "minutes", "seconds"), map(_int, parts), strict=True)))
+    # Python's calendar ends at 9999 and knows no years before 1; every 400 years are alike.
+    year = 1 - year if era else year
+    shift = year - (2000 + year % 400)
+    there = datetime(year - shift, month, day, hour, minute, second)
+    moment = there + offset if sign == "-" else there - offset
+    year, era = moment.year + shift, ""
+    if year < 1:
+        year, era = 1 - year, " BC"
+    return f"{year:04}-{moment:%m-%d %H:%M:%S}{fraction or ''}{era}"
+
+
+def _int(digits: str | None) -> int:
+    return int(digits) if digits else 0
 
 
 def time_in_utc(text: str) -> str:

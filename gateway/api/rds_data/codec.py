@@ -15,14 +15,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from math import isfinite
+from operator import is_
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import astuple
 
-from ...core.errors import InvalidParameter, InvalidRequest
+from ...core.errors import GatewayError, InvalidParameter, InvalidRequest
 from ...core.model import Ask, Begin, Column, End, Execute, Result, Statement, Typed
+from ...core.sets import Sets
+from . import bulk
 from .cells import Choices, Encode, cell_kinds, formatted_encoder, row_encoder
 from .failures import write_error as write_error
 from .hints import HINTS, hinted
@@ -57,7 +61,7 @@ class BatchOfSets(NamedTuple):
 
     ask: Ask
     sql: str
-    parameter_sets: list[SetOfParameters]
+    parameter_sets: Sequence[SetOfParameters] | Sets
     """May be empty: then nothing runs."""
     transaction: str | None
     schema: str | None
@@ -131,6 +135,7 @@ class _Batch(_Request, gc=False):
 
 _decode_execute = msgspec.json.Decoder(_Execute).decode
 _decode_batch = msgspec.json.Decoder(_Batch).decode
+_decode_set = msgspec.json.Decoder(list[_Parameter]).decode
 _decode_begin = msgspec.json.Decoder(_Begin).decode
 _decode_end = msgspec.json.Decoder(_End).decode
 
@@ -182,7 +187,7 @@ def _one_of(value: str | None, field: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def _ask(request: _Request, database: str | None) -> Ask:
+def _ask(request: _Request | bulk.Alike, database: str | None) -> Ask:
     return Ask(
         _required(request.resourceArn, "resourceArn"),
         _required(request.secretArn, "secretArn"),
@@ -207,7 +212,7 @@ def read_execute(body: bytes) -> tuple[Execute, ExecuteOptions]:
     """
     request = _decoded(_decode_execute, body)
     ask = _ask(request, request.database)
-    statement = Statement(_sql(request.sql), _values(request.parameters))
+    statement = Statement(_sql(request.sql), _values(request.parameters), verbatim=True)
     numbers = request.resultSetOptions or _NO_OPTIONS
     options = ExecuteOptions(
         include_metadata=request.includeResultMetadata is True,
@@ -233,9 +238,12 @@ def read_batch(body: bytes) -> BatchOfSets:
 
     No `parameterSets` means no runs: AWS runs the statement once for each set.
     """
-    request = _decoded(_decode_batch, body)
+    alike = bulk.read_alike(body, _read_set) if len(body) >= bulk.LEAST else None
+    request: bulk.Alike | _Batch = alike[0] if alike is not None else _decoded(_decode_batch, body)
     ask = _ask(request, request.database)
     sql = _sql(request.sql)
+    if alike is not None:
+        return BatchOfSets(ask, sql, alike[1], request.transactionId, request.schema or None)
     sets: list[SetOfParameters] = []
     names: set[str] = set()
     for index, parameters in enumerate(request.parameterSets or ()):
@@ -245,6 +253,13 @@ def read_batch(body: bytes) -> BatchOfSets:
             error.statement = index
             raise
     return BatchOfSets(ask, sql, sets, request.transactionId, request.schema or None)
+
+
+def _read_set(text: bytes) -> SetOfParameters:
+    try:
+        return _values(_decode_set(text))
+    except GatewayError as error:
+        raise ValueError from error
 
 
 def read_begin(body: bytes) -> Begin:
@@ -461,7 +476,11 @@ def write_batch(results: Sequence[Result]) -> bytes:
 
     Beyond AWS: the first row that a set returned is in `generatedFields`.
     """
-    return b'{"updateResults":[' + b",".join([_update_result(each) for each in results]) + b"]}"
+    if results and all(map(is_, results, repeat(results[0]))):
+        written = [_update_result(results[0])] * len(results)
+    else:
+        written = [_update_result(each) for each in results]
+    return b'{"updateResults":[' + b",".join(written) + b"]}"
 
 
 def _update_result(result: Result) -> bytes:

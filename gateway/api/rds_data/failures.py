@@ -30,6 +30,7 @@ from ...core.errors import (
     InvalidRequest,
     KeyInProgress,
     KeyReused,
+    LoginRefused,
     MethodNotAllowed,
     NotFound,
     Outcome,
@@ -81,6 +82,7 @@ _NAMES: dict[type[GatewayError], tuple[str, int]] = {
     SecretUnavailable: ("SecretsErrorException", 400),
     SecretInvalid: ("InvalidSecretException", 400),
     ClaimsUnsafe: ("ServiceUnavailableError", 503),
+    LoginRefused: ("DatabaseErrorException", 400),
     DatabaseUnavailable: ("DatabaseUnavailableException", 504),
     NotFound: ("UnknownOperationException", 404),
     MethodNotAllowed: ("UnknownOperationException", 405),
@@ -120,7 +122,9 @@ def _sql_message(error: GatewayError, sqlstate: str) -> str:
 
 
 def _message(error: GatewayError, operation: str) -> str:
-    if isinstance(error, (DatabaseError, KeyInProgress, StatementCancelled, OutcomeUnknown)):
+    if isinstance(
+        error, (DatabaseError, KeyInProgress, LoginRefused, StatementCancelled, OutcomeUnknown)
+    ):
         return _sql_message(error, error.sqlstate)
     if isinstance(error, SeveralStatements):
         return "Multistatements aren't supported."

@@ -13,6 +13,7 @@ from ...core.errors import GatewayError, InvalidRequest, TransactionBusy
 from ...core.formats import copied
 from ...core.model import Begin, Call, Column, End, Execute, ExecuteMany, Principal, Result
 from ...engine.engine import Engine, Reply
+from ...engine.streams import cut_off
 from ...engine.targets import Target
 from ..dialect import Dialect, Exchange, Operation, Route, Server, stream, stream_copied
 from ..wire import Headers
@@ -56,6 +57,7 @@ def _read_batch(body: bytes, path: Mapping[str, str]) -> ExecuteMany:
         batch.transaction,
         schema=batch.schema,
         counts=False,
+        verbatim=True,
     )
 
 
@@ -82,8 +84,7 @@ async def _execute(engine: Engine, who: Principal, asked: Asked, call: Call) -> 
         request = compat.check_execute(request)
         _check_idle(engine, who, request.transaction)
     call.text = not aws and not options.format_json
-    if aws or options.format_json:
-        call.vet = partial(_vet, options, aws)
+    call.vet = partial(_vet, options, aws) if aws or options.format_json else _check_whole
 
     async def run() -> Reply:
         reply = await engine.execute(who, request, call)
@@ -116,6 +117,7 @@ def _vet(options: codec.ExecuteOptions, aws: bool, connection: Any, result: Resu
     """Refuse a result that cannot be written, before what made it is committed."""
     if not result.has_rows:
         return
+    _check_whole(connection, result)
     if options.format_json:
         codec.check_labels(result.columns)
     if aws:
@@ -123,6 +125,12 @@ def _vet(options: codec.ExecuteOptions, aws: bool, connection: Any, result: Resu
         compat.Count(result.columns).add(result.rows)
         if options.format_json:
             _check_formatted(codec.write_execute(result, options))
+
+
+def _check_whole(connection: Any, result: Result) -> None:
+    """Refuse rows that the policy has cut: no member of the answer could say that it did."""
+    if result.truncated:
+        raise cut_off()
 
 
 def _check_types(connection: Any, columns: Sequence[Column]) -> None:
@@ -149,6 +157,8 @@ async def _like_aws(options: codec.ExecuteOptions, reply: Reply) -> Result:
         async for batch in rows.batches():
             count.add(batch)
             kept.extend(batch)
+        if rows.truncated:
+            raise cut_off()
     except GatewayError:
         # The transaction goes on, so that its caller can page.
         await rows.stop()
@@ -175,6 +185,7 @@ async def _write_execute(exchange: Exchange, asked: Asked, reply: Reply) -> None
     if options.include_metadata and columns and not options.format_json:
         metadata = await _metadata(exchange.server.engine, reply, columns)
     if result is not None:
+        _check_whole(None, result)
         body = codec.write_execute(result, options, metadata)
         await exchange.send(200, _JSON, body)
         return
@@ -183,7 +194,14 @@ async def _write_execute(exchange: Exchange, asked: Asked, reply: Reply) -> None
         rows = copied.Rows(copied_cells(columns, options.choices), copied.ARRAYS)
         await stream_copied(exchange, reply, _JSON, frame.head, rows.feed, lambda: frame.tail)
         return
-    await stream(exchange, reply, _JSON, frame.head, frame.rows, lambda: frame.tail)
+    await stream(exchange, reply, _JSON, frame.head, frame.rows, partial(_tail, frame, reply))
+
+
+def _tail(frame: codec.Frame, reply: Reply) -> bytes:
+    assert reply.rows is not None
+    if reply.rows.truncated:
+        raise cut_off()
+    return frame.tail
 
 
 async def _metadata(engine: Engine, reply: Reply, columns: Sequence[Column]) -> Any:
