@@ -55,7 +55,7 @@ define environment
 	sum $(1) > $(VENV)/.stamp-$(1)
 endef
 
-.PHONY: help run dev deps test test-full test-faults test-nodes check bench bench-fanin bench-client lock clean
+.PHONY: help run dev deps test test-full test-faults test-nodes fuzz check bench bench-fanin bench-client lock clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-16s %s\n", $$1, $$2 }'
@@ -80,6 +80,9 @@ test-faults: deps  ## a load of writes under every fault; OPERATIONS (200000) an
 	@PGSLUICE_TEST_INSTALL=1 $(BIN)/python -m tests.faults --operations $(or $(OPERATIONS),200000) \
 	  $(if $(SEED),--seed $(SEED))
 
+fuzz: deps  ## what reads callers' bytes, fuzzed for SECONDS (600) each
+	@PGSLUICE_TEST_INSTALL=1 FUZZ_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -q -s tests/faults/test_fuzz.py
+
 test-nodes: deps  ## three nodes behind HAProxy: load, faults, figures
 	@PGSLUICE_TEST_INSTALL=$${PGSLUICE_TEST_INSTALL:-1} $(BIN)/python -m pytest -q -s -rs tests/nodes/test_house.py
 
@@ -89,7 +92,8 @@ check: deps  ## style, types, floors, dead code, what is deployed, and the tests
 	@$(BIN)/mypy gateway $(wildcard client/pgsluice)
 	@$(BIN)/lint-imports
 	@$(BIN)/vulture gateway $(wildcard client/pgsluice)
-	@$(BIN)/python -m pytest -q -rs -m "not slow" tests/deploy/test_validators.py tests/deploy/test_watching.py
+	@$(BIN)/python -m pytest -q -rs -m "not slow" tests/deploy/test_validators.py tests/deploy/test_watching.py \
+	  tests/observe/test_metrics.py::test_promtool_finds_no_fault
 	@$(BIN)/python -m pytest -q tests/core
 
 bench-client: deps  ## a cold start with pgsluice and with other clients
@@ -101,6 +105,7 @@ bench: deps  ## statements and large results against their peers, with figures
 bench-fanin: deps  ## ten thousand callers: the gateway, PgBouncer, PostgreSQL itself
 	@$(BIN)/python -m benchmarks.bench_fanin --keep
 	@$(BIN)/python -m benchmarks.bench_fairness --keep
+	@$(BIN)/python -m benchmarks.plot
 
 lock: deps  ## pin the newest allowed versions again (needs uv)
 	@set -eu; uv="$$(command -v uv || echo .tools/bin/uv)"; \
