@@ -97,8 +97,11 @@ def test_the_login_of_the_compose_file_is_one_that_the_gateway_takes(
     password.write_text('it\'s "secret"; \\ -- $x\n')
     script = tmp_path / "10-login.sh"
     text = configs["login"]["content"].replace("$$", "$")
-    script.write_text(text.replace("/run/secrets/app.password", str(password)))
-    postgres.sql("create database shop strategy wal_log")
+    text = text.replace("/run/secrets/app.password", str(password))
+    # The server of the tests may have a shop already.
+    assert "--dbname shop " in text
+    script.write_text(text.replace("--dbname shop ", "--dbname composed "))
+    postgres.sql("create database composed strategy wal_log")
     try:
         psql = Path(str(postgres._psql()))
         there = {"PGHOST": str(postgres.socket_dir), "PGPORT": str(postgres.port)}
@@ -113,10 +116,10 @@ def test_the_login_of_the_compose_file_is_one_that_the_gateway_takes(
         able = "select rolsuper or rolcreaterole or rolcreatedb or rolbypassrls from pg_roles"
         assert postgres.sql(f"{able} where rolname = 'app'").strip() == "f"
         made = "create table kept (n int); select relnamespace::regnamespace from pg_class"
-        told = postgres.sql(f"{made} where relname = 'kept'", database="shop", user="app")
+        told = postgres.sql(f"{made} where relname = 'kept'", database="composed", user="app")
         assert told.strip() == "app"
     finally:
-        postgres.sql("drop database shop with (force)")
+        postgres.sql("drop database composed with (force)")
         postgres.sql("drop role if exists app")
 
 
