@@ -2,7 +2,7 @@
 
     python docs/make_reference.py
 
-`settings.md` from `gateway/settings.py`, `errors.md` from `gateway/core/errors.py`,
+`settings.md` from `gateway/settings/model.py`, `errors.md` from `gateway/core/errors.py`,
 `metrics.md` from the definitions in `gateway/observe/metrics.py`, `endpoints.md` from
 `openapi.yaml`. A test compares.
 """
@@ -32,13 +32,14 @@ from gateway.core.policy import ClaimRef, Rule  # noqa: E402
 from gateway.core.pool_policy import Reason  # noqa: E402
 from gateway.core.transaction import Event, is_end  # noqa: E402
 from gateway.observe.metrics import DEFINITIONS, NODES, REFUSED, RELAYED  # noqa: E402
+from gateway.settings.auth import KeyEntry  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 _MADE = "<!-- Made by docs/make_reference.py; change the code instead. -->\n\n"
 _SECTIONS: tuple[tuple[str, type, str], ...] = (
     ("[server]", knobs.ServerSettings, "PGSLUICE_SERVER__PORT"),
     ("[auth]", knobs.AuthSettings, "PGSLUICE_AUTH__MASTER_KEY"),
-    ("[auth.keys.KEY_ID]", knobs._KeyEntry, "PGSLUICE_AUTH__KEYS__GWAK…__PRINCIPAL"),
+    ("[auth.keys.KEY_ID]", KeyEntry, "PGSLUICE_AUTH__KEYS__GWAK…__PRINCIPAL"),
     ("[sigv4]", knobs.SigV4Settings, "PGSLUICE_SIGV4__HOST_ALIASES"),
     ("[tokens]", knobs.TokenSettings, "PGSLUICE_TOKENS__TTL"),
     ("[iam]", knobs.IamSettings, "PGSLUICE_IAM__ENABLED"),

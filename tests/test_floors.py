@@ -39,7 +39,7 @@ def test_imports_point_down() -> None:
         ("gateway/engine/targets.py", "import asyncpg"),
         ("gateway/engine/targets.py", "import uvicorn"),
         ("gateway/postgres/pool.py", "from .. import observe"),
-        ("gateway/settings.py", "from .engine import targets"),
+        ("gateway/settings/targets.py", "from ..engine import targets"),
     ],
 )
 def test_a_breach_of_the_plan_is_found(tmp_path: Path, module: str, line: str) -> None:

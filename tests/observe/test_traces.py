@@ -310,7 +310,7 @@ def test_an_error_in_a_commented_statement_is_what_it_would_be_without(database:
 def test_traces_without_their_library_are_refused_at_the_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("gateway.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("gateway.settings.sections.find_spec", lambda name: None)
     environ = {
         "PGSLUICE_AUTH__MASTER_KEY": PROCESS_MASTER_KEY,
         "DATABASE_URL": "postgresql://app@127.0.0.1/shop",
