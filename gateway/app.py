@@ -12,13 +12,14 @@ from typing import Any
 from .api.auth import PATH as AUTH_PATH
 from .api.auth import AuthRoutes
 from .api.cors import Cors
-from .api.dialect import Exchange, Server
 from .api.docs import render_docs
+from .api.exchange import Exchange
 from .api.native.routes import native
 from .api.operations import PUBLIC_PATHS, admin, public, read_document
 from .api.rds_data.routes import rds_data
 from .api.relay import PATH as NODES_PATH
 from .api.relay import NodeRoutes, Relay
+from .api.server import Server
 from .core.iam import Seen
 from .core.observation import (
     ConfigurationLoaded,

@@ -10,8 +10,9 @@ import orjson
 from ..core.errors import GatewayError, InvalidRequest, MethodNotAllowed
 from ..core.iam import read_exchange
 from ..engine.exchange import IamExchange, Issued
-from .dialect import Exchange, Server, new_request_id
+from .exchange import Exchange, new_request_id
 from .native.codec import JSON, write_error
+from .server import Server
 from .wire import AsgiWire, Receive, Scope, Send
 
 PATH = "/auth/iam"

@@ -36,7 +36,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..core.proxies import Proxies
-from .dialect import new_request_id
+from .exchange import new_request_id
 from .heads import STRANGERS, Heads, KnownHead, Split, split
 from .wire import NO_TIMING, DirectCycle, Handler
 

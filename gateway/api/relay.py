@@ -24,8 +24,9 @@ from ..core.sigv4 import RawRequest
 from ..engine.nodes import MAX_GREETING, Nodes, Owner
 from ..engine.nodes import PATH as PATH
 from ..providers.node import Answer, Lost, Unreachable
-from .dialect import Exchange, Server, new_request_id
+from .exchange import Exchange, new_request_id
 from .native.codec import write_error
+from .server import Server
 from .wire import AsgiWire, Headers, Receive, Scope, Send
 
 _REQUEST_ID = b"x-gateway-request-id"

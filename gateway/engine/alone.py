@@ -20,10 +20,11 @@ from ..postgres.failures import (
     sqlstate,
     translate,
 )
+from .binding import Bound, bind, bind_known
 from .claims import goes_first
 from .ledger import NONE
 from .parts import check_key, left
-from .plans import Bound, Plan, bind, bind_known
+from .plans import Plan
 from .reading import Reads
 from .reply import Reply, result_of
 from .targets import Lease

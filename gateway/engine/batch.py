@@ -29,10 +29,12 @@ from ..postgres.failures import (
     lost,
     sqlstate,
 )
+from .binding import Bound, bind
 from .claims import goes_first
 from .held import Opened
 from .parts import check_key, deadline_of, left, plans_of, same_plan
-from .plans import Bound, Plan, bind, rebind_all, rebinder
+from .plans import Plan
+from .rebind import rebind_all, rebinder
 from .reply import Reply, result_of
 from .targets import Lease
 from .told import after_failure, keep_state, told, too_large

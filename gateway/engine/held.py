@@ -31,8 +31,9 @@ from ..postgres.failures import (
     lost,
     sqlstate,
 )
+from .binding import Bound, bind
 from .parts import COMMIT_TIMEOUT, Parts, deadline_of, left, plan_of, stream_end, within_rows
-from .plans import Bound, Plan, bind
+from .plans import Plan
 from .reply import Reply, result_of
 from .streams import Rows
 from .targets import Target

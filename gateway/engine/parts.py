@@ -47,11 +47,12 @@ from ..postgres.failures import (
     translate,
     unsent,
 )
+from .binding import Bound
 from .claims import Claiming
 from .decisions import Decisions
 from .guard_rail import GuardRail
 from .ledger import Ledger
-from .plans import Bound, Plan, check_allowed, check_parameters
+from .plans import Plan, check_allowed, check_parameters
 from .streams import Rows
 from .targets import Lease, Target, Targets
 from .told import RolledBack, after_failure, keep_state, told, too_large

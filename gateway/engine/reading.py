@@ -9,9 +9,10 @@ from ..core.formats import arrow_copied
 from ..core.model import Call, Execute, Grant, Kind, TransactionMode
 from ..postgres.connection import Connection, OverBudget
 from ..postgres.copy import Take, copy_of, copy_out, copy_query
+from .binding import Bound, bind, bind_known
 from .claims import goes_first
 from .parts import Parts, left, stream_end
-from .plans import Bound, Plan, bind, bind_known
+from .plans import Plan
 from .reply import Reply, result_of
 from .streams import Copied
 from .targets import Lease, Target

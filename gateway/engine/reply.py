@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from ..core.model import OpenTransaction, Result
 from ..postgres.connection import Answer, Connection
-from .plans import Bound
+from .binding import Bound
 from .streams import Copied, Rows
 from .targets import Target
 

@@ -15,7 +15,8 @@ from ..core.errors import (
 from ..core.model import Call
 from ..postgres.connection import Connection
 from ..postgres.failures import translate
-from .plans import Bound, located
+from .binding import Bound
+from .plans import located
 from .targets import Lease, Target
 
 

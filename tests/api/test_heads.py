@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.api.dialect import Server, Told
 from gateway.api.heads import KEPT, MAX_HEAD, Heads, KnownHead, read_headers, split
+from gateway.api.server import Server, Told
 from gateway.cli.token import token_for
 from gateway.core.model import Principal
 from gateway.core.observation import Observer

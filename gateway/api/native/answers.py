@@ -17,7 +17,8 @@ from ...core.formats.ndjson import lines
 from ...core.model import Column, OpenTransaction
 from ...engine.engine import Reply
 from ...engine.streams import cut_off
-from ..dialect import Exchange, stream_copied
+from ..exchange import Exchange
+from ..streaming import stream_copied
 from ..wire import Headers
 from . import codec
 

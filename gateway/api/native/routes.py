@@ -14,7 +14,10 @@ from ...engine.engine import Engine, Reply
 from ...engine.ledger import moment
 from ...engine.outcomes import Became
 from ..compression import compression
-from ..dialect import Dialect, Exchange, Operation, Route, Server
+from ..dialect import Dialect, Route
+from ..exchange import Exchange
+from ..server import Server
+from ..serving import Operation
 from . import codec
 from .answers import accept, write_answer
 from .upload import read_copy, run_copy, write_copy

@@ -11,7 +11,7 @@ from ...core.formats.upload import names
 from ...core.model import Ask, Call, Principal
 from ...engine.copy import CopyIn
 from ...engine.engine import Engine, Reply
-from ..dialect import Exchange
+from ..exchange import Exchange
 from . import codec
 
 _FORMS = {"text/csv": "csv", "application/x-ndjson": "ndjson"}

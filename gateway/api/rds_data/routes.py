@@ -15,7 +15,11 @@ from ...core.model import Begin, Call, Column, End, Execute, ExecuteMany, Princi
 from ...engine.engine import Engine, Reply
 from ...engine.streams import cut_off
 from ...engine.targets import Target
-from ..dialect import Dialect, Exchange, Operation, Route, Server, stream, stream_copied
+from ..dialect import Dialect, Route
+from ..exchange import Exchange
+from ..server import Server
+from ..serving import Operation
+from ..streaming import stream, stream_copied
 from ..wire import Headers
 from . import codec, compat
 from .cells import copied_cells
