@@ -29,7 +29,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gateway.cli import embedded
+from gateway.cli import embedded, programs
 from gateway.cli.token import token_for
 from gateway.core.keys import derive_secret
 
@@ -135,7 +135,7 @@ def _environment() -> str:
 
 def _machine(python: str) -> dict[str, Any]:
     """What it was measured on, and with which clients."""
-    given = machine(embedded.find_binaries().version)
+    given = machine(programs.find_binaries().version)
     names = ("cpu", "cores", "system", "python", "postgresql")
     ask = "import json, sys; from importlib.metadata import version; "
     ask += "print(json.dumps([version(name) for name in sys.argv[1:]]))"

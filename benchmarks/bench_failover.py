@@ -35,7 +35,7 @@ import asyncpg
 import httpx2
 import orjson
 
-from gateway.cli import embedded
+from gateway.cli import embedded, programs
 from gateway.cli.token import token_for
 from gateway.core import gw_schema
 
@@ -64,7 +64,7 @@ class Pair:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._binaries = embedded.find_binaries()
+        self._binaries = programs.find_binaries()
         self._made = 0
         self.primary = self._start(home / "first", embedded.free_port())
         self.primary.sql("create role bench login; create role copier login replication")
@@ -350,7 +350,7 @@ def main() -> int:
         for moving in (False, True)
     ]
     version = subprocess.run(
-        [str(embedded.find_binaries().program("postgres")), "--version"],
+        [str(programs.find_binaries().program("postgres")), "--version"],
         check=True, capture_output=True, text=True,
     ).stdout.split()[-1]  # fmt: skip
     result = {"machine": machine(version), "rows": rows}

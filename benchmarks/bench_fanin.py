@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import orjson
 
-from gateway.cli import embedded
+from gateway.cli import embedded, programs
 from gateway.cli.token import token_for
 
 from .bare import CONNECTIONS
@@ -114,7 +114,7 @@ def run(rounds: int, seconds: float, crowds: list[int]) -> dict[str, Any]:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgsluice-bench-")))
         home.chmod(0o755)
-        binaries = embedded.find_binaries()
+        binaries = programs.find_binaries()
         port = embedded.free_port()
         database = stack.enter_context(
             embedded.start(

@@ -30,7 +30,7 @@ import asyncpg
 import orjson
 import uvloop
 
-from gateway.cli import embedded
+from gateway.cli import embedded, programs
 from gateway.cli.token import token_for
 from gateway.core.formats import arrow
 
@@ -184,7 +184,7 @@ def run(rounds: int, rows: int) -> dict[str, Any]:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgsluice-bench-")))
         home.chmod(0o755)
-        binaries = embedded.find_binaries()
+        binaries = programs.find_binaries()
         database = stack.enter_context(embedded.start(home / "data", binaries=binaries))
         database.sql(_TABLE % rows)
         dsn = database.dsn(user="bench")

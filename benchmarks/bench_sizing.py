@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from gateway.cli import embedded
+from gateway.cli import embedded, programs
 from gateway.cli.token import token_for
 
 from .bare import CONNECTIONS
@@ -69,7 +69,7 @@ def run(rounds: int, seconds: float) -> dict[str, Any]:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgsluice-bench-")))
         home.chmod(0o755)
-        binaries = embedded.find_binaries()
+        binaries = programs.find_binaries()
         database = stack.enter_context(
             embedded.start(
                 home / "data", binaries=binaries, port=embedded.free_port(), host_auth="trust"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli import embedded, sample
+from gateway.cli import embedded, programs, sample
 
 APP_USER = "app_user"
 """A login that is no superuser and owns nothing; it may create in `public`."""
@@ -60,14 +60,14 @@ class Database:
 
 
 @pytest.fixture(scope="session")
-def postgres_binaries() -> embedded.PostgresBinaries:
+def postgres_binaries() -> programs.PostgresBinaries:
     """The PostgreSQL that is tested against."""
     chosen = os.environ.get("PGSLUICE_TEST_BINDIR")
-    return embedded.find_binaries(Path(chosen) if chosen else None)
+    return programs.find_binaries(Path(chosen) if chosen else None)
 
 
 @pytest.fixture(scope="session")
-def postgres(postgres_binaries: embedded.PostgresBinaries) -> Iterator[embedded.Embedded]:
+def postgres(postgres_binaries: programs.PostgresBinaries) -> Iterator[embedded.Embedded]:
     """A server for this test process, on a unix socket and a TCP port, trusting everybody."""
     # Not pytest's own directory: that one is closed to the user that root runs PostgreSQL as.
     home = Path(tempfile.mkdtemp(prefix="pgsluice-test-", dir=memory_folder()))

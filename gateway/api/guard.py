@@ -21,77 +21,23 @@ Written against uvicorn 0.54 and httptools 0.9, whose private parts it uses.
 from __future__ import annotations
 
 import asyncio
-import errno
-import json
 import math
-import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
-from http import HTTPStatus
-from pathlib import Path
 from typing import Any, ClassVar
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..core.proxies import Proxies
-from .exchange import new_request_id
 from .heads import STRANGERS, Heads, KnownHead, Split, split
-from .wire import NO_TIMING, DirectCycle, Handler
-
-BACKLOG = 4_096
-"""Connections the kernel keeps ready; uvicorn must be told too, it calls listen() again."""
+from .limits import GuardLimits, GuardState
+from .refusals import CODES, problem
+from .wire import DirectCycle, Handler
 
 _NEVER = math.inf
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuardLimits:
-    """How slow, how large and how odd a request may be. Seconds and bytes."""
-
-    head_timeout: float = 5.0
-    """From the connection, or from the first byte on one that was kept, to the end of the head."""
-
-    body_timeout: float = 10.0
-    """From the end of the head to the end of the body …"""
-
-    body_rate: int = 512 * 1024
-    """… and a second more for so many bytes received."""
-
-    keep_alive: float = 75.0
-    """How long a connection may be idle. Longer than clients keep theirs, so that they close
-    first: a request sent into a closing connection fails."""
-
-    write_stall: float = 5.0
-    """How long a caller may leave an answer unread …"""
-
-    write_progress: int = 64 * 1024
-    """… unless it read at least so many bytes of a larger one in that time."""
-
-    linger: float = 2.0
-    """How long a refused caller may go on sending, beside what the rest of its body may take
-    at `body_rate`. Closed at once, its kernel would discard the answer with the connection."""
-
-    max_head: int = 32 * 1024
-    """Request line and headers together."""
-
-    max_headers: int = 100
-    """Headers in a request."""
-
-    max_body: int = 4 * 1024 * 1024
-    """One body, counted while it arrives. AWS takes 4 MiB too."""
-
-    uploads: bytes = b"/copy/"
-    """How the targets begin whose bodies have any size: the application takes them piece by
-    piece, and gives up a caller that is too slow."""
-
-    max_bodies: int = 64 * 1024 * 1024
-    """All bodies of requests that are not answered yet, in this process."""
-
-    max_unread: int = 256 * 1024 * 1024
-    """All parts of answers that callers have not read yet, in this process, where they are
-    too large for the sockets' own buffers. Who passes it is cut off."""
+# A target is sent as it is signed: no fragment, no other form, nothing outside ASCII.
+_HOST_FORBIDDEN = b' \t,/@?#\\"<>'
 
 
 class Phase(IntEnum):
@@ -111,33 +57,6 @@ _IDLE, _HEAD, _BODY, _RUNNING, _CLOSING = Phase
 
 class _Refusal(Exception):
     """Ends the parser's work on a connection. What to answer, the protocol remembers."""
-
-
-@dataclass(slots=True)
-class GuardState:
-    """What the connections of one guard share, and what a metric may want to know."""
-
-    bodies: int = 0
-    """Bytes of bodies received and not answered yet."""
-    unread: int = 0
-    """Bytes of answers written and not read yet, of callers that are behind."""
-    refused: dict[str, int] = field(default_factory=dict)
-    """How many connections were ended, by reason."""
-
-    def count(self, reason: str) -> None:
-        """Count one refusal."""
-        self.refused[reason] = self.refused.get(reason, 0) + 1
-
-
-_CODES = {
-    400: "invalid_request",
-    408: "slow_request",
-    413: "too_large",
-    431: "too_large",
-    503: "overloaded",
-}
-# A target is sent as it is signed: no fragment, no other form, nothing outside ASCII.
-_HOST_FORBIDDEN = b' \t,/@?#\\"<>'
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -522,10 +441,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """Answer and close, if the answer cannot be taken for another one; else cut."""
         answering = self._is_answering()
         if self._phase is _RUNNING or (answering and self.cycle.response_started):
-            self.state.count("pipelined" if self._phase is _RUNNING else _CODES[status])
+            self.state.count("pipelined" if self._phase is _RUNNING else CODES[status])
             self._abandon()
             return
-        self.state.count(_CODES[status])
+        self.state.count(CODES[status])
         # Answered before its body was complete: there is nothing more to say.
         answered = self._phase is _BODY and not answering
         self._tell_application()
@@ -536,7 +455,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._linger()
             return
         if not answered:
-            transport.write(_problem(status, detail))
+            transport.write(problem(status, detail))
         self._stop_sending()
 
     def _stop_sending(self) -> None:
@@ -648,101 +567,3 @@ def guarded(
         "heads": Heads(),
     }
     return type("GuardedProtocol", (GuardedProtocol,), own)
-
-
-_AWS_NAMES = {408: "RequestTimeoutException", 503: "ServiceUnavailableError"}
-"""What AWS's SDKs call these; whose path it was is not known here."""
-
-
-def _problem(status: int, detail: str) -> bytes:
-    """A whole response: the same RFC 9457 shape as any other refusal."""
-    phrase = HTTPStatus(status).phrase
-    code = _CODES[status]
-    request_id = new_request_id()
-    body = json.dumps(
-        {
-            "type": f"/docs#{code}",
-            "title": phrase,
-            "status": status,
-            "detail": detail,
-            "message": detail,  # the same for AWS's SDKs
-            "code": code,
-            "retry": "safe" if status in (408, 503) else "never",
-            "outcome": "not_executed",
-            "request_id": request_id,
-        }
-    ).encode()
-    retry = b"retry-after: 1\r\n" if status == 503 else b""
-    return (
-        (
-            f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/problem+json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n"
-            f"x-amzn-errortype: {_AWS_NAMES.get(status, 'ValidationException')}\r\n"
-            f"x-amzn-requestid: {request_id}\r\nx-gateway-request-id: {request_id}\r\n"
-            f"server-timing: {NO_TIMING.decode()}\r\n"
-        ).encode()
-        + retry
-        + b"\r\n"
-        + body
-    )
-
-
-def _listen_here(path: str, backlog: int) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        try:
-            listener.bind(path)
-        except OSError as error:
-            # The file outlives its process; somebody who answers is another one.
-            if error.errno != errno.EADDRINUSE or not _is_left_behind(path):
-                raise
-            Path(path).unlink()
-            listener.bind(path)
-        Path(path).chmod(0o660)
-        listener.setblocking(False)
-        listener.listen(backlog)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _is_left_behind(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return Path(path).is_socket() and probe.connect_ex(path) == errno.ECONNREFUSED
-
-
-def listen(host: str, port: int, *, backlog: int = BACKLOG) -> socket.socket:
-    """A listening socket whose connections notice that their caller vanished.
-
-    Accepted connections inherit the options: a caller that is gone without a word
-    (power cut, frozen, network gone) is noticed after 25 seconds, by probes where
-    the connection is silent and by TCP_USER_TIMEOUT where an answer is under way.
-
-    Args:
-        host: An address or a name; or the path of a Unix socket, which owner and group may use.
-
-    Raises:
-        OSError: The address is in use, not of this machine, or not allowed.
-    """
-    if host.startswith("/"):
-        return _listen_here(host, backlog)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=backlog)
-    try:
-        listener.setblocking(False)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # macOS calls the first one TCP_KEEPALIVE and has no user timeout.
-        for names, value in (
-            (("TCP_KEEPIDLE", "TCP_KEEPALIVE"), 10),
-            (("TCP_KEEPINTVL",), 5),
-            (("TCP_KEEPCNT",), 3),
-            (("TCP_USER_TIMEOUT",), 25_000),
-        ):
-            option = next((getattr(socket, name) for name in names if hasattr(socket, name)), None)
-            if option is not None:
-                listener.setsockopt(socket.IPPROTO_TCP, option, value)
-    except OSError:
-        listener.close()
-        raise
-    return listener

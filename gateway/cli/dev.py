@@ -39,7 +39,8 @@ from ..core.keys import (
 )
 from ..core.policy import Rule
 from ..settings import AuthSettings, LoginSettings, ServerSettings, Settings, TargetSettings
-from . import embedded, sample
+from . import embedded, programs, sample
+from .failing import EmbeddedError
 from .token import MAX_LIFETIME, token_for
 
 PRINCIPAL = "dev"
@@ -93,7 +94,7 @@ def development(
         port = _usable(port, "PORT", "make run PORT=", "--port")
         admin_port = _usable(admin_port, "admin port", None, "--admin-port", taken=port)
         data = data.absolute()
-        binaries = embedded.find_binaries()
+        binaries = programs.find_binaries()
         click.echo(f"Starting PostgreSQL {binaries.version} in {data / 'postgres'}")
         server = embedded.start(data / "postgres", port=_database_port(data), binaries=binaries)
         with server:
@@ -158,7 +159,7 @@ def read_master_key(path: Path) -> bytes:
     path.chmod(0o600)
     key = path.read_bytes().strip()
     if len(key) < MASTER_KEY_BYTES:
-        raise embedded.EmbeddedError(f"{path} holds no master key; remove it, a new one is made")
+        raise EmbeddedError(f"{path} holds no master key; remove it, a new one is made")
     return key
 
 
@@ -173,7 +174,7 @@ def write_private(path: Path, text: str) -> None:
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise embedded.EmbeddedError(f"cannot write {path}: {error.strerror}") from error
+        raise EmbeddedError(f"cannot write {path}: {error.strerror}") from error
 
 
 # -- what is served -----------------------------------------------------------------------
@@ -272,7 +273,7 @@ def _usable(port: int, name: str, make: str | None, option: str, taken: int = 0)
         return port
     other = embedded.free_port()
     ways = ([f"{make}{other}"] if make else []) + [f"{option} {other}"]
-    raise embedded.EmbeddedError(f"{name} {port} is in use; choose another: {' or '.join(ways)}")
+    raise EmbeddedError(f"{name} {port} is in use; choose another: {' or '.join(ways)}")
 
 
 def _database_port(data: Path) -> int:

@@ -24,7 +24,9 @@ from typing import Any, NamedTuple, NoReturn
 import click
 import uvicorn
 
-from ..api.guard import BACKLOG, GuardLimits, GuardState, guarded, listen
+from ..api.guard import guarded
+from ..api.limits import GuardLimits, GuardState
+from ..api.listening import BACKLOG, listen
 from ..app import App, create_app
 from ..core.errors import GatewayError
 from ..core.proxies import Proxies

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from ..core.errors import DatabaseError, InvalidParameter
 from ..core.model import Statement, Typed
 from ..core.values import TEXT_OIDS, Encode, Target, encoder, target
-from ..postgres.connection import Connection, Described
+from ..postgres.connection import Connection
 from ..postgres.failures import UNTYPED, lost, sqlstate
+from ..postgres.prepared import Described
 from ..postgres.types import TypeCatalog
 from .casts import NO_SUCH_FUNCTION, find_casts, key_of, narrowed, remember, text_casts
 from .plans import Plan, Variant, kinds_of, names_of, refuse, values_of, variant_of

@@ -9,8 +9,8 @@ from typing import Any
 from ..core.model import Parameters, Typed
 from ..core.placeholders import Place, caller_position
 from ..core.values import TEXT_OIDS, natural
-from ..postgres.connection import Described
 from ..postgres.failures import UNTYPED, sqlstate
+from ..postgres.prepared import Described
 from .plans import Plan, Variant, kinds_of, located, names_of, refuse, values_of
 
 _NUMBER = re.compile(r"\$(\d{1,5})")

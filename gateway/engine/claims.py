@@ -21,9 +21,10 @@ from ..core.classify import Path
 from ..core.errors import ClaimsUnsafe, GatewayError
 from ..core.model import Claims, Grant
 from ..core.policy import Rule, sealed_logins
-from ..postgres.connection import SEAL_SQL, Connection
+from ..postgres.connection import Connection
 from ..postgres.failures import lost, sqlstate
 from ..postgres.pool import Pool
+from ..postgres.reset import SEAL_SQL
 from ..postgres.rights import SHARED, ask
 from .plans import Plan
 from .targets import Lease, Target

@@ -18,8 +18,8 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-_READY = b"Z\0\0\0\5"
-"""How the last message of an answer begins; one byte follows."""
+from .messages import READY
+
 _READY_KIND, _ERROR, _COMPLETE, _STATUS, _ROW = b"ZECSD"
 _CONSTANT = frozenset(b"TDCZ")
 """Kinds of messages in the answer of a session in which nothing was left."""
@@ -119,7 +119,7 @@ class ResetBehind:
                     else:
                         self._transport.abort()
                     return
-                if data[-6:-1] == _READY and data.count(_READY) == 1:
+                if data[-6:-1] == READY and data.count(READY) == 1:
                     # Of the reset nothing can be in it: such a message would come before.
                     self.pass_on(data)
                     if waiter.done():

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from gateway.api.guard import GuardedProtocol, GuardLimits, Phase, guarded, listen
+from gateway.api.guard import GuardedProtocol, Phase, guarded
+from gateway.api.limits import GuardLimits
+from gateway.api.listening import listen
 
 pytestmark = pytest.mark.anyio
 

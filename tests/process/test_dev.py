@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import dev, embedded, sample
+from gateway.cli.failing import EmbeddedError
 from gateway.core import bearer
 from gateway.core.keys import derive_secret, token_key, token_key_id
 
@@ -163,7 +164,7 @@ def test_a_port_in_use_is_one_line_that_names_the_way_out(folder: Path, busy: st
         taken = other.getsockname()[1]
         ports = {"port": 0, "admin_port": 0} | {busy: taken}
         with (
-            pytest.raises(embedded.EmbeddedError) as refusal,
+            pytest.raises(EmbeddedError) as refusal,
             dev.development(**ports, data=folder),
         ):
             pass
@@ -175,7 +176,7 @@ def test_a_port_in_use_is_one_line_that_names_the_way_out(folder: Path, busy: st
 
 def test_a_broken_master_key_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "master.key").write_text("short")
-    with pytest.raises(embedded.EmbeddedError, match="holds no master key"):
+    with pytest.raises(EmbeddedError, match="holds no master key"):
         dev.read_master_key(tmp_path / "master.key")
 
 
@@ -196,7 +197,7 @@ def test_a_second_run_in_the_same_folder_is_told_of_the_first(folder: Path) -> N
     process, postgres = prepare(folder)
     with process:
         with (
-            pytest.raises(embedded.EmbeddedError, match=f"another run, process {process.pid}"),
+            pytest.raises(EmbeddedError, match=f"another run, process {process.pid}"),
             dev.development(port=0, data=folder, admin_port=0),
         ):
             pass

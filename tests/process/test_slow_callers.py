@@ -16,7 +16,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.api.guard import GuardedProtocol, GuardLimits, guarded
+from gateway.api.guard import GuardedProtocol, guarded
+from gateway.api.limits import GuardLimits
 from gateway.cli import serve
 from gateway.settings import Settings
 from tests.fix_gateway import Gateway, running, settings_for, until

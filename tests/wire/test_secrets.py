@@ -18,7 +18,7 @@ import boto3
 import httpx2
 import pytest
 
-from gateway.cli import embedded
+from gateway.cli import embedded, programs
 from gateway.postgres import pool as pools
 from gateway.providers import secrets
 from gateway.settings import LoginSettings, Settings
@@ -33,7 +33,7 @@ ARN = "arn:aws:secretsmanager:us-east-1:123456789012:secret:app-AbCdEf"
 
 
 @pytest.fixture(scope="module")
-def strict(postgres_binaries: embedded.PostgresBinaries) -> Iterator[embedded.Embedded]:
+def strict(postgres_binaries: programs.PostgresBinaries) -> Iterator[embedded.Embedded]:
     """A server that asks for passwords."""
     home = Path(tempfile.mkdtemp(prefix="pgsluice-secrets-"))
     home.chmod(0o711)
@@ -473,7 +473,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tls]:
     if initdb is None:
         debian("/usr/lib/postgresql/15/bin/initdb", "postgresql-15")
         initdb = next(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    binaries = embedded.find_binaries(initdb.parent)
+    binaries = programs.find_binaries(initdb.parent)
     folder = Path(tempfile.mkdtemp(prefix="pgsluice-tls-"))
     folder.chmod(0o711)
     authority(folder, "ca")

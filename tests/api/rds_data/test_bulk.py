@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.api.rds_data import bulk, codec
@@ -97,6 +97,7 @@ def batches(draw: Any) -> Any:
     return sets
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(batches())
 def test_any_sets_are_read_as_one_by_one(sets: Any) -> None:
     body = request(sets, transactionId="t", database="d", schema="c")
