@@ -52,7 +52,7 @@ def test_whatever_bytes_come_they_are_read_or_refused(
     assert runs is not None and int(runs[1]) > 100, done.stderr[-2000:]
     # Guided: it has seen which ways through the code its inputs take.
     covered = re.findall(r"cov: (\d+)", done.stderr)
-    assert covered and int(covered[-1]) > 20, done.stderr[-2000:]
+    assert covered and int(covered[-1]) > 8, done.stderr[-2000:]
     record_property("runs", int(runs[1]))
     with capsys.disabled():
         sys.stdout.write(f"\n{target}: {int(runs[1]):,} inputs, nothing found\n")
