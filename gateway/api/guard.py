@@ -323,6 +323,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._body += size
         self._body_parts += 1
         if self._body > self.limits.max_body and not self._upload:
+            body = b""
             self._reject(413, f"the body is larger than {self.limits.max_body} bytes")
         if not self._is_answering():
             return  # Answered without it, and thrown away.
@@ -331,6 +332,8 @@ class GuardedProtocol(HttpToolsProtocol):
             state.bodies += size
             self._held += size
         if state.bodies > self.limits.max_bodies:
+            # The parser keeps the error, and with it what this frame holds.
+            body = b""
             self._reject(503, "too many request bodies are being received")
         cycle: Any = self.cycle
         if type(cycle) is DirectCycle:
@@ -449,6 +452,10 @@ class GuardedProtocol(HttpToolsProtocol):
         answered = self._phase is _BODY and not answering
         self._tell_application()
         self._release_body()
+        # A thousand callers may be refused at once, and stay until they have heard of it.
+        self._data = b""
+        if answering:
+            self.cycle.body = type(self.cycle.body)()
         self._phase = _CLOSING
         transport = self.transport
         if transport.is_closing():
