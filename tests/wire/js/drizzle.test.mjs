@@ -207,7 +207,7 @@ test("a transaction nests as savepoints and rolls back as a whole", async () => 
 
 test("parallel queries in one transaction all run", async () => {
   const found = await db.transaction((tx) =>
-    Promise.all([1, 2, 3, 4].map((n) => tx.execute(sql`select ${n}::int as n`))),
+    Promise.all([1, 2, 3, 4].map((n) => tx.execute(sql`select ${n}::int as n from pg_sleep(0.2)`))),
   );
   assert.deepEqual(
     found.map((result) => result.rows),
