@@ -38,6 +38,9 @@ from ..core.sigv4 import Authorization, Examined, RawRequest
 from ..providers.jwks import KeySet
 from .dear import DearWork
 
+_LONGEST = bearer.MAX_TOKEN + 16
+"""Bytes of an Authorization header that is looked at."""
+
 TOKENS_KEPT = 10_000
 TOKEN_KEPT_FOR = 60.0  # seconds: how long a token outlives a change of the issuer's keys
 SIGNING_KEYS_KEPT = 4_096
@@ -256,23 +259,24 @@ class Identifier:
                     "Authorization header with a signature or a Bearer token."
                 )
             raise MissingCredentials
-        if self.believe is not None and value.startswith(NODE_SCHEME):
+        digest = b""
+        if value[:1] in b"Bb" and len(value) <= _LONGEST:
+            # By hash, so that the memory of a process holds no tokens.
+            digest = sha256(value).digest()
+            tokens = self._tokens
+            kept = tokens.get(digest)
+            if kept is not None:
+                if now < kept.until:
+                    tokens.move_to_end(digest)
+                    return kept
+                tokens.drop(digest)
+        elif self.believe is not None and value.startswith(NODE_SCHEME):
             identified = self.believe(request, value, now)
             if identified.principal.subject in self._denied:
                 raise Unauthenticated(reason="subject is denied")
             return identified
-        if len(value) > bearer.MAX_TOKEN + 16:
+        elif len(value) > _LONGEST:
             raise IncompleteSignature("The Authorization header is too long.")
-        digest = b""
-        if value[:1] in b"Bb":
-            # By hash, so that the memory of a process holds no tokens.
-            digest = sha256(value).digest()
-            kept = self._tokens.get(digest)
-            if kept is not None:
-                if now < kept.until:
-                    self._tokens.move_to_end(digest)
-                    return kept
-                self._tokens.drop(digest)
         value = value.strip(b" \t")
         if value.startswith(b"AWS4-"):
             return self._by_signature(request, sigv4.parse_authorization(value), now)
