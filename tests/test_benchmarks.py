@@ -14,12 +14,13 @@ import orjson
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import bench_client, bench_fanin, bench_http, bench_rows, plot
+from benchmarks import bench_client, bench_fairness, bench_fanin, bench_http, bench_rows, plot
 
 TABLES = {
     "http": bench_http.table,
     "rows": bench_rows.table,
     "fanin": bench_fanin.table,
+    "fairness": bench_fairness.table,
     "client": bench_client.table,
 }
 
