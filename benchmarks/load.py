@@ -92,7 +92,7 @@ async def measure(job: dict[str, Any]) -> dict[str, Any]:
     callers = []
     for index in range(count):
         _, caller = await loop.create_connection(
-            lambda index=index: Caller(  # type: ignore[misc]
+            lambda index=index: Caller(  # type: ignore[misc]  # mypy knows no default of a lambda
                 requests, index, count, job.get("think", 0.0)
             ),
             "127.0.0.1",

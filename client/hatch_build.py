@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from slim import slim  # noqa: E402
+from slim import slim  # noqa: E402  # found by the path above
 
 
 class Slim(BuildHookInterface[Any]):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT / "client") not in sys.path:
     sys.path.insert(0, str(ROOT / "client"))
 
-import pgsluice  # noqa: E402
+import pgsluice  # noqa: E402  # found by the path above
 
 PAGE = ROOT / "docs" / "reference" / "client.md"
 _CLASSES = ("Client", "Transaction", "Stream", "Result", "Column")

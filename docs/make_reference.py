@@ -24,15 +24,15 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from gateway import settings as knobs  # noqa: E402
-from gateway.api.operations import admin  # noqa: E402
-from gateway.core import errors  # noqa: E402
-from gateway.core.model import Limits  # noqa: E402
-from gateway.core.policy import ClaimRef, Rule  # noqa: E402
-from gateway.core.pool_policy import Reason  # noqa: E402
-from gateway.core.transaction import Event, is_end  # noqa: E402
-from gateway.observe.metrics import DEFINITIONS, NODES, REFUSED, RELAYED  # noqa: E402
-from gateway.settings.auth import KeyEntry  # noqa: E402
+from gateway import settings as knobs  # noqa: E402  # found by the path above
+from gateway.api.operations import admin  # noqa: E402  # found by the path above
+from gateway.core import errors  # noqa: E402  # found by the path above
+from gateway.core.model import Limits  # noqa: E402  # found by the path above
+from gateway.core.policy import ClaimRef, Rule  # noqa: E402  # found by the path above
+from gateway.core.pool_policy import Reason  # noqa: E402  # found by the path above
+from gateway.core.transaction import Event, is_end  # noqa: E402  # found by the path above
+from gateway.observe.metrics import DEFINITIONS, NODES, REFUSED, RELAYED  # noqa: E402  # found by the path above
+from gateway.settings.auth import KeyEntry  # noqa: E402  # found by the path above
 
 REFERENCE = ROOT / "docs" / "reference"
 _MADE = "<!-- Made by docs/make_reference.py; change the code instead. -->\n\n"

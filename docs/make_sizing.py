@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from benchmarks.bench_sizing import table  # noqa: E402
-from benchmarks.servers import describe  # noqa: E402
-from benchmarks.sizing import House, Work, needed  # noqa: E402
+from benchmarks.bench_sizing import table  # noqa: E402  # found by the path above
+from benchmarks.servers import describe  # noqa: E402  # found by the path above
+from benchmarks.sizing import House, Work, needed  # noqa: E402  # found by the path above
 
 PAGE = ROOT / "docs" / "explanation" / "sizing.md"
 RESULTS = ROOT / "benchmarks" / "results"

@@ -82,7 +82,7 @@ def boto3_session(
     keys._advisory_refresh_timeout, keys._mandatory_refresh_timeout = EARLY, LATE
     session._credentials = keys
 
-    class Session(boto3.Session):  # type: ignore[misc]
+    class Session(boto3.Session):  # type: ignore[misc]  # boto3 has no types
         def client(self, service_name: str, *arguments: Any, **options: Any) -> Any:
             if service_name == "rds-data":
                 options.setdefault("endpoint_url", f"{scheme}://{origin.header}{origin.prefix}")

@@ -362,6 +362,6 @@ class Exchange:
     async def refuse(self, error: GatewayError) -> None:
         """Send *error* in the dialect's words."""
         self.note(error)
-        error.request_id = self.call.request_id  # type: ignore[attr-defined]
+        error.request_id = self.call.request_id
         status, headers, body = self._write_error(error, self.operation)
         await self.send(status, headers, body)

@@ -98,7 +98,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     # -- the connection ----------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         """Count the time to the first head from here."""
         super().connection_made(transport)
         if self.proxies is not None:
@@ -194,7 +194,7 @@ class GuardedProtocol(HttpToolsProtocol):
         state.bodies += size
         self._held = self._body = self._announced = size
         self._verdict = None
-        self.cycle = cycle = DirectCycle(  # type: ignore[assignment]
+        self.cycle = cycle = DirectCycle(  # type: ignore[assignment]  # in place of its
             known.handler,
             raw_path=known.raw_path,
             headers=None,
@@ -294,7 +294,7 @@ class GuardedProtocol(HttpToolsProtocol):
             or (limit is not None and max(len(self.connections), len(self.tasks)) >= limit)
         ):
             return False
-        self.cycle = DirectCycle(  # type: ignore[assignment]
+        self.cycle = DirectCycle(  # type: ignore[assignment]  # in place of its
             handler,
             raw_path=self.url,
             headers=self.headers,
@@ -315,7 +315,7 @@ class GuardedProtocol(HttpToolsProtocol):
         # What of the head stands in the connection's first bytes is all that there is.
         key, end = found
         if self.heads.keep(key, self._data[:end], self.headers, known):
-            self.cycle.known = known  # type: ignore[attr-defined]
+            self.cycle.known = known  # type: ignore[attr-defined]  # a DirectCycle
 
     def on_body(self, body: bytes) -> None:
         """Count the body while it arrives."""

@@ -259,7 +259,7 @@ async def _refuse(exchange: Exchange, error: GatewayError) -> None:
         # so that nobody takes the answer for complete.
         exchange.note(error)
         if exchange.last_words is not None and not isinstance(error, SlowRequest):
-            error.request_id = exchange.call.request_id  # type: ignore[attr-defined]
+            error.request_id = exchange.call.request_id
             await exchange.wire.piece(exchange.last_words(error), more=False)
         return
     await exchange.refuse(error)

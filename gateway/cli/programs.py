@@ -27,7 +27,7 @@ class PostgresBinaries:
     @property
     def major(self) -> int:
         """The major version: 18 of `18.6`."""
-        return int(re.match(r"\d+", self.version)[0])  # type: ignore[index]
+        return int(re.match(r"\d+", self.version)[0])  # type: ignore[index]  # always a number
 
     def program(self, name: str) -> Path:
         """Where *name* (`postgres`, `initdb`, `psql`) is; it need not exist."""

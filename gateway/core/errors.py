@@ -48,6 +48,8 @@ class GatewayError(Exception):
     fault: ClassVar[Fault] = Fault.GATEWAY
     retry: Retry = Retry.NEVER
     outcome: Outcome = Outcome.NOT_EXECUTED
+    request_id: str
+    """Of the request that it answers, once it is known."""
 
     def __init__(
         self,

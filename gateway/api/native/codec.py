@@ -205,10 +205,10 @@ def _alike(sets: list[_Values]) -> Sets | None:
     names = None
     if isinstance(first, dict):
         names = tuple(first)
-        if not all(map(names.__eq__, map(tuple, sets))):  # type: ignore[arg-type]
+        if not all(map(names.__eq__, map(tuple, sets))):  # type: ignore[arg-type]  # all dicts
             return None
-        columns = tuple(zip(*map(dict.values, sets), strict=True))  # type: ignore[arg-type]
-    elif set(map(len, sets)) == {len(first)}:  # type: ignore[arg-type]
+        columns = tuple(zip(*map(dict.values, sets), strict=True))  # type: ignore[arg-type]  # likewise
+    elif set(map(len, sets)) == {len(first)}:  # type: ignore[arg-type]  # all lists
         columns = tuple(zip(*sets, strict=True))
     else:
         return None

@@ -100,7 +100,7 @@ class Alike(msgspec.Struct, gc=False):
 @lru_cache(maxsize=256)
 def _decoder(types: tuple[str | None, ...], nulls: bool) -> Callable[[bytes], Alike]:
     members = tuple(_MEMBERS[each][nulls] for each in types)
-    fields: Any = [("parameterSets", list[tuple[members]])]  # type: ignore[valid-type]
+    fields: Any = [("parameterSets", list[tuple[members]])]  # type: ignore[valid-type]  # made at run time
     made: Any = msgspec.defstruct("Alike", fields, bases=(Alike,), gc=False)
     decode: Callable[[bytes], Alike] = msgspec.json.Decoder(made).decode
     return decode
